@@ -1,0 +1,117 @@
+// Package netns opens, makes and pins network namespaces and runs code in them. It knows nothing of what is inside.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// NS is an open network namespace. Its descriptor keeps the namespace alive until Close.
+type NS struct {
+	f *os.File
+}
+
+// Open opens the namespace at path: a pinned one, or /proc/PID/ns/net.
+func Open(path string) (*NS, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace: %s is not one: %w", path, fs.ErrNotExist)
+	}
+	return &NS{f}, nil
+}
+
+// Current opens the namespace of the calling process.
+func Current() (*NS, error) { return Open("/proc/thread-self/ns/net") }
+
+// Create makes a new namespace and pins it at path, which must not be pinned yet: it then outlives the process, until
+// Remove. Missing parent directories are made.
+func Create(path string) (_ *NS, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("pin network namespace: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	if err != nil {
+		return nil, fmt.Errorf("pin network namespace: %w", err)
+	}
+	f.Close()
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	err = onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("pin network namespace at %s: %w", path, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return Open(path)
+}
+
+// Remove takes the pin at path away. The namespace goes when nobody has it open any more. It succeeds when nothing
+// is there.
+func Remove(path string) error {
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin network namespace %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin network namespace: %w", err)
+	}
+	return nil
+}
+
+// Fd is the namespace's descriptor, for setns and for IFLA_NET_NS_FD. It belongs to ns.
+func (ns *NS) Fd() int { return int(ns.f.Fd()) }
+
+// Do runs f on an operating system thread that is in the namespace. Sockets and descriptors that f makes stay in
+// the namespace; goroutines that f starts do not run in it.
+func (ns *NS) Do(f func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Setns(ns.Fd(), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	// A thread that cannot go home stays locked: the runtime ends it with its goroutine instead of reusing it.
+	defer func() {
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return f()
+}
+
+// Close lets go of the namespace; a pin keeps it alive.
+func (ns *NS) Close() error { return ns.f.Close() }
+
+// onOwnThread runs f on a thread that is thrown away afterwards, whatever f did to it.
+func onOwnThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- f()
+	}()
+	return <-done
+}
