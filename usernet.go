@@ -53,7 +53,6 @@ type Options struct {
 	Source4       netip.Addr // Bridge: the host address outgoing IPv4 traffic takes; zero: the kernel's choice
 	Source6       netip.Addr // likewise for IPv6
 	IfacePrefix   string     // the name of a container's interface without its number; "" means eth
-	HostLoopback  bool       // Usermode: the gateway address leads to the host's own loopback
 	InhibitHostIP bool       // Bridge: leave the gateway address off the bridge
 	Subnets       []Subnet   // used where the engine brought no addresses (null IPAM)
 }
