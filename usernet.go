@@ -99,6 +99,7 @@ type Endpoint struct {
 	Addr4     netip.Prefix // with the subnet's mask; zero: no IPv4
 	Addr6     netip.Prefix // likewise
 	MAC       net.HardwareAddr
+	IfName    string // the interface's name in the container; "" lets the engine number them
 }
 
 // HostName is the name of the endpoint's host end: the end that stays on the bridge.
@@ -106,6 +107,22 @@ func (e Endpoint) HostName() string { return "un" + short(e.ID, 12) }
 
 // PeerName is the name of the container's end before the engine moves and renames it.
 func (e Endpoint) PeerName() string { return "uc" + short(e.ID, 12) }
+
+// Attachment is what an engine needs to put an endpoint's interface into a container.
+type Attachment struct {
+	SrcName   string     // the link as it is now, in the engine's namespace
+	DstPrefix string     // the engine renames it to this and a number: eth0
+	DstName   string     // or to exactly this; "" leaves it to DstPrefix
+	Gateway4  netip.Addr // the container's default route; zero: none through this network
+	Gateway6  netip.Addr // likewise for IPv6
+	Routes    []Route    // further routes of the container
+}
+
+// Route is a route of a container.
+type Route struct {
+	Destination netip.Prefix
+	NextHop     netip.Addr // zero: the destination is on the link
+}
 
 func short(id string, n int) string {
 	if len(id) > n {
@@ -132,6 +149,7 @@ type Port struct {
 	HostPort      uint16     // 0: any free port
 	HostPortEnd   uint16     // the last port of the range to choose the first free one from; 0 means HostPort
 	ContainerPort uint16
+	IPv4Only      bool // HostIP zero: only the host's IPv4 addresses, another network serves the IPv6 ones
 }
 
 // String writes a port as the argument of docker run -p that asks for it: 127.0.0.1:8080:80/tcp.

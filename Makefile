@@ -1,0 +1,42 @@
+# usernet. Everything is built by the Go tool; the targets only name the usual things to do.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO      ?= go
+# Strict: a test that would be skipped because the machine lacks something fails instead.
+export USERNET_TEST_STRICT
+export USERNET_TEST_CACHE
+
+.PHONY: build test lint unit engines demo bench plugin setup clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/usernet ./cmd/usernet
+
+# Everything, on a Debian machine as root. It installs what it needs and leaves the machine's network alone.
+test: setup lint unit engines
+
+setup:
+	test/setup.sh
+
+lint:
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "gofmt -l: $$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+unit:
+	$(GO) test -race $$($(GO) list ./... | grep -v /test/)
+
+# Real engines, one at a time a package. USERNET_TEST_ENGINES=docker28 runs one of them only.
+engines:
+	$(GO) test -p 1 -v -timeout 40m ./test/...
+
+demo: build
+	test/demo.sh
+
+bench: build
+	test/bench.sh
+
+plugin:
+	dist/plugin.sh
+
+clean:
+	rm -rf bin plugin

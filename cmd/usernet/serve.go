@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/usernet/usernet/config"
+	"github.com/usernet/usernet/driver"
+	"github.com/usernet/usernet/driver/control"
+	"github.com/usernet/usernet/driver/libnetwork"
+	"github.com/usernet/usernet/internal/sock"
+)
+
+// defaultConfig is read when it exists; a file named by --config must.
+const defaultConfig = "/etc/usernet/usernet.conf"
+
+func (p *program) serve(ctx context.Context, c command, args []string) (err error) {
+	cfg, err := p.serveConfig(c, args)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+
+	// The sockets come first: whoever calls while the networks are brought back waits instead of being refused.
+	inherited, err := sock.Inherit()
+	if err != nil {
+		return err
+	}
+	defer inherited.Close()
+	plugin, err := inherited.Listen("plugin", cfg.PluginSocket)
+	if err != nil {
+		return err
+	}
+	defer plugin.Close()
+	ctl, err := inherited.Listen("control", cfg.ControlSocket)
+	if err != nil {
+		return err
+	}
+	defer ctl.Close()
+	d, err := driver.Open(driver.Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.Run(ctx, p.hangup) })
+	g.Go(func() error { return libnetwork.Serve(ctx, plugin, libnetwork.Handler(d, cfg.Defaults, log)) })
+	g.Go(func() error { return libnetwork.Serve(ctx, ctl, control.Handler(d, log)) })
+	log.Info("usernet is serving", "plugin", cfg.PluginSocket, "control", cfg.ControlSocket)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("systemd is not told that we are ready", "error", err)
+	}
+	err = g.Wait()
+	log.Info("usernet is ending")
+	return err
+}
+
+// serveConfig reads the configuration: flags, over the file, over the defaults.
+func (p *program) serveConfig(c command, args []string) (config.Daemon, error) {
+	def := config.DefaultDaemon()
+	flags := p.flags(c)
+	file := flags.String("config", defaultConfig, "configuration `file`")
+	plugin := flags.String("plugin-socket", def.PluginSocket, "the `socket` that Docker calls")
+	ctl := flags.String("control-socket", def.ControlSocket, "the `socket` for usernet's own commands")
+	state := flags.String("state-dir", def.StateDir, "`directory` for what must survive a reboot")
+	run := flags.String("run-dir", def.RunDir, "`directory` for what belongs to one boot")
+	level := flags.String("log-level", def.LogLevel.String(), "debug, info, warn or error")
+	if err := parse(flags, args); err != nil {
+		return config.Daemon{}, err
+	}
+	if flags.NArg() > 0 {
+		return config.Daemon{}, wrongUse(flags, "unexpected argument %q", flags.Arg(0))
+	}
+	given := map[string]bool{}
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	cfg := def
+	text, err := os.ReadFile(*file)
+	switch {
+	case err == nil:
+		if cfg, err = config.ParseDaemon(text); err != nil {
+			return config.Daemon{}, fmt.Errorf("%s: %w", *file, err)
+		}
+	case given["config"] || !errors.Is(err, fs.ErrNotExist):
+		return config.Daemon{}, fmt.Errorf("read configuration: %w", err)
+	}
+	for name, set := range map[string]func(){
+		"plugin-socket":  func() { cfg.PluginSocket = *plugin },
+		"control-socket": func() { cfg.ControlSocket = *ctl },
+		"state-dir":      func() { cfg.StateDir = *state },
+		"run-dir":        func() { cfg.RunDir = *run },
+	} {
+		if given[name] {
+			set()
+		}
+	}
+	if given["log-level"] {
+		if err := cfg.LogLevel.UnmarshalText([]byte(*level)); err != nil {
+			return config.Daemon{}, fmt.Errorf("--log-level: want debug, info, warn or error, got %q", *level)
+		}
+	}
+	return cfg, nil
+}

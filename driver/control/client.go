@@ -1,0 +1,94 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"github.com/usernet/usernet"
+)
+
+// Client talks to a daemon over its control socket.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// NewClient makes a client for the socket at path. It connects with the first call.
+func NewClient(path string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	return &Client{path: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Networks lists the daemon's networks with all that is on them.
+func (c *Client) Networks(ctx context.Context) ([]Network, error) {
+	var list []Network
+	return list, c.call(ctx, http.MethodGet, "networks", nil, &list)
+}
+
+// RemoveNetwork removes a network that the engine has forgotten. id may be the beginning of the ID.
+func (c *Client) RemoveNetwork(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, "networks/"+url.PathEscape(id), nil, nil)
+}
+
+// AddPorts publishes ports of a running container and returns them with the host ports that were chosen. endpoint is
+// the beginning of an endpoint's ID or one of its addresses.
+func (c *Client) AddPorts(ctx context.Context, endpoint string, ports []usernet.Port) ([]usernet.Port, error) {
+	var res portsBody
+	err := c.call(ctx, http.MethodPost, "endpoints/"+url.PathEscape(endpoint)+"/ports", portsBody{portsOf(ports)}, &res)
+	return portValues(res.Ports), err
+}
+
+// RemovePorts releases published ports of a container.
+func (c *Client) RemovePorts(ctx context.Context, endpoint string, ports []usernet.Port) error {
+	return c.call(ctx, http.MethodDelete, "endpoints/"+url.PathEscape(endpoint)+"/ports", portsBody{portsOf(ports)}, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, req, res any) error {
+	var body io.Reader
+	if req != nil {
+		text, err := json.Marshal(req)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://usernet/v1/"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(r)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("no usernet daemon answers at %s: is usernet serve running, and with this --control-socket?", c.path)
+	}
+	if errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("connect to the daemon at %s: %w (only root may)", c.path, syscall.EACCES)
+	}
+	if err != nil {
+		return fmt.Errorf("ask the daemon: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var e errorBody
+		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || e.Error == "" {
+			return fmt.Errorf("ask the daemon: %s", resp.Status)
+		}
+		return errors.New(e.Error)
+	}
+	if res == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(res); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}

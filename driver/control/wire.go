@@ -1,0 +1,108 @@
+// Package control is the door for usernet's own commands: HTTP with JSON over the control socket, and the client for
+// it. It is not an interface for engines.
+package control
+
+import (
+	"net/netip"
+
+	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/driver"
+)
+
+// Network is one network in the answer to GET /v1/networks, and in usernet ps --json.
+type Network struct {
+	ID        string       `json:"id"`
+	Mode      usernet.Mode `json:"mode"`
+	Up        bool         `json:"up"`               // false: it could not be brought back after a restart
+	Bridge    string       `json:"bridge,omitempty"` // the link in the host's namespace, on networks of mode bridge
+	MTU       int          `json:"mtu"`
+	Internal  bool         `json:"internal,omitempty"`
+	Subnets   []Subnet     `json:"subnets"`
+	Endpoints []Endpoint   `json:"endpoints"`
+}
+
+// Subnet is an address range of a network.
+type Subnet struct {
+	Subnet  netip.Prefix `json:"subnet"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+}
+
+// Endpoint is a container's place on a network.
+type Endpoint struct {
+	ID     string       `json:"id"`
+	IPv4   netip.Prefix `json:"ipv4,omitzero"`
+	IPv6   netip.Prefix `json:"ipv6,omitzero"`
+	MAC    string       `json:"mac"`
+	Joined bool         `json:"joined"` // a container has it
+	Ports  []Port       `json:"ports"`
+}
+
+// Port is a published port. No host IP means all addresses of the host.
+type Port struct {
+	Proto         usernet.Proto `json:"proto"`
+	HostIP        netip.Addr    `json:"host_ip,omitzero"`
+	HostPort      uint16        `json:"host_port"`
+	HostPortEnd   uint16        `json:"host_port_end,omitempty"` // in requests: the first free port up to this one
+	ContainerPort uint16        `json:"container_port"`
+	Error         string        `json:"error,omitempty"` // why nothing is served there at the moment
+}
+
+func networkOf(s driver.NetworkStatus) Network {
+	n := Network{ID: s.ID, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
+	if n.Mode == usernet.Bridge {
+		n.Bridge = s.BridgeName()
+	}
+	for _, sub := range s.Subnets {
+		n.Subnets = append(n.Subnets, Subnet{sub.Prefix, sub.Gateway})
+	}
+	for _, es := range s.Endpoints {
+		e := Endpoint{ID: es.ID, IPv4: es.Addr4, IPv6: es.Addr6, MAC: es.MAC.String(), Joined: es.Joined, Ports: []Port{}}
+		for _, p := range es.Ports {
+			wire := portOf(p.Port)
+			wire.Error = p.Err
+			e.Ports = append(e.Ports, wire)
+		}
+		n.Endpoints = append(n.Endpoints, e)
+	}
+	return n
+}
+
+// portOf is a port on the wire.
+func portOf(p usernet.Port) Port {
+	w := Port{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.ContainerPort}
+	if p.HostPortEnd > p.HostPort {
+		w.HostPortEnd = p.HostPortEnd
+	}
+	return w
+}
+
+// Value is the port that w stands for.
+func (w Port) Value() usernet.Port {
+	return usernet.Port{Proto: w.Proto, HostIP: w.HostIP, HostPort: w.HostPort, HostPortEnd: max(w.HostPort, w.HostPortEnd), ContainerPort: w.ContainerPort}
+}
+
+func portsOf(ps []usernet.Port) []Port {
+	ws := make([]Port, 0, len(ps))
+	for _, p := range ps {
+		ws = append(ws, portOf(p))
+	}
+	return ws
+}
+
+func portValues(ws []Port) []usernet.Port {
+	var ps []usernet.Port
+	for _, w := range ws {
+		ps = append(ps, w.Value())
+	}
+	return ps
+}
+
+// portsBody is the body of requests and answers about an endpoint's ports.
+type portsBody struct {
+	Ports []Port `json:"ports"`
+}
+
+// errorBody is the answer to a request that failed.
+type errorBody struct {
+	Error string `json:"error"`
+}

@@ -1,0 +1,273 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/firewall"
+	"github.com/usernet/usernet/internal/undo"
+	"github.com/usernet/usernet/portmap"
+	"github.com/usernet/usernet/usermode"
+)
+
+// published is one port of a container on the host. Its Port has the host port that was chosen.
+type published struct {
+	usernet.Port
+	manual  bool             // asked for by AddPort, not by the engine
+	forward *portmap.Forward // nil while it could not be had again after a restart
+	err     error            // why
+}
+
+// Publish publishes the ports that the engine wants for an endpoint, in place of those it wanted before.
+func (d *Driver) Publish(_ context.Context, networkID, id string, ports []usernet.Port) error {
+	n, c, err := d.container(networkID, id)
+	if err != nil {
+		return err
+	}
+	defer n.mu.Unlock()
+	if n.Internal {
+		return nil // Docker 29 calls even for internal networks; nothing leads in there
+	}
+	c.gateway = true
+	byEngine := func(p *published) bool { return !p.manual }
+	if err := n.unpublish(c, byEngine); err != nil {
+		return err
+	}
+	if err := n.publish(c, ports, false); err != nil {
+		return err
+	}
+	return n.save(c)
+}
+
+// Unpublish releases the ports that the engine wanted.
+func (d *Driver) Unpublish(_ context.Context, networkID, id string) error {
+	return d.teardown(networkID, id, func(n *network, c *container) error {
+		c.gateway = false
+		if err := n.unpublish(c, func(p *published) bool { return !p.manual }); err != nil {
+			return err
+		}
+		return n.save(c)
+	})
+}
+
+// AddPorts publishes more ports of a running container. It returns them with the host ports that were chosen.
+func (d *Driver) AddPorts(_ context.Context, networkID, id string, ports []usernet.Port) ([]usernet.Port, error) {
+	n, c, err := d.container(networkID, id)
+	if err != nil {
+		return nil, err
+	}
+	defer n.mu.Unlock()
+	if n.Internal {
+		return nil, fmt.Errorf("%w: network %.12s is internal, nothing can be published there", usernet.ErrInvalid, n.ID)
+	}
+	if !c.joined {
+		return nil, fmt.Errorf("%w: no container is running on endpoint %.12s", usernet.ErrInvalid, id)
+	}
+	had := len(c.ports)
+	if err := n.publish(c, ports, true); err != nil {
+		return nil, err
+	}
+	var got []usernet.Port
+	for _, p := range c.ports[had:] {
+		got = append(got, p.Port)
+	}
+	return got, n.save(c)
+}
+
+// RemovePorts takes published ports of a container away, whoever asked for them. Every one of them must be there.
+func (d *Driver) RemovePorts(_ context.Context, networkID, id string, ports []usernet.Port) error {
+	n, c, err := d.container(networkID, id)
+	if err != nil {
+		return err
+	}
+	defer n.mu.Unlock()
+	var drop []*published
+	for _, want := range ports {
+		i := slices.IndexFunc(c.ports, func(p *published) bool {
+			return p.Proto == want.Proto && p.HostIP == want.HostIP && p.HostPort == want.HostPort && p.ContainerPort == want.ContainerPort
+		})
+		if i < 0 {
+			return fmt.Errorf("endpoint %.12s does not publish %s: %w", id, want, usernet.ErrNotFound)
+		}
+		drop = append(drop, c.ports[i])
+	}
+	if err := n.unpublish(c, func(p *published) bool { return slices.Contains(drop, p) }); err != nil {
+		return err
+	}
+	return n.save(c)
+}
+
+// publish adds ports to a container: all of them or none.
+func (n *network) publish(c *container, ports []usernet.Port, manual bool) (err error) {
+	if len(ports) == 0 {
+		return nil
+	}
+	had := slices.Clone(c.ports)
+	var steps undo.List
+	defer func() {
+		if err != nil {
+			c.ports = had
+			err = errors.Join(err, steps.Close(), n.applyRules())
+		}
+	}()
+	for _, port := range ports {
+		if !port.HostIP.IsValid() {
+			port.HostIP = n.Options.HostBinding
+		}
+		if port.IPv4Only && !port.HostIP.IsValid() {
+			port.HostIP = netip.IPv4Unspecified()
+		}
+		p := &published{Port: port, manual: manual}
+		if err := n.listen(c, p); err != nil {
+			return err
+		}
+		steps.Push(p.forward.Close)
+		p.Port = p.forward.Port()
+		c.ports = append(c.ports, p)
+	}
+	if err := n.applyRules(); err != nil {
+		return err
+	}
+	n.flushUDP(c.ports[len(had):])
+	return nil
+}
+
+// listen takes the host port.
+func (n *network) listen(c *container, p *published) error {
+	if p.Proto == usernet.SCTP && n.Options.Mode != usernet.Bridge {
+		return fmt.Errorf("%w: %s: SCTP is published on networks of mode bridge only", usernet.ErrInvalid, p.Port)
+	}
+	f, err := n.driver.mapper.Publish(portmap.Request{
+		Owner:  "endpoint " + shortID(c.ID),
+		Port:   p.Port,
+		Addr4:  c.Addr4.Addr(),
+		Addr6:  c.Addr6.Addr(),
+		Dialer: n.dialer(c),
+	})
+	if err != nil {
+		return err
+	}
+	p.forward = f
+	return nil
+}
+
+// unpublish releases the ports of a container that which picks.
+func (n *network) unpublish(c *container, which func(*published) bool) error {
+	var keep, drop []*published
+	for _, p := range c.ports {
+		if which(p) {
+			drop = append(drop, p)
+		} else {
+			keep = append(keep, p)
+		}
+	}
+	if len(drop) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, p := range drop {
+		errs = append(errs, p.close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	c.ports = keep
+	if err := n.applyRules(); err != nil {
+		return err
+	}
+	n.flushUDP(drop)
+	return nil
+}
+
+func (p *published) close() error {
+	if p.forward == nil {
+		return nil
+	}
+	return p.forward.Close()
+}
+
+// closeForwards stops listening for a container and keeps the ports in its row.
+func (c *container) closeForwards() error {
+	var errs []error
+	for _, p := range c.ports {
+		errs = append(errs, p.close())
+		p.forward = nil
+	}
+	return errors.Join(errs...)
+}
+
+// retryPorts takes the ports again that the table says are published and nobody listens on: all of them after a restart,
+// later those that somebody else had taken in between.
+func (n *network) retryPorts() {
+	changed := false
+	for _, c := range n.containers {
+		for _, p := range c.ports {
+			if p.forward != nil || n.segment == nil {
+				continue
+			}
+			err := n.listen(c, p)
+			if err != nil && p.err == nil {
+				n.driver.cfg.Log.Error("published port is lost for now", "endpoint", shortID(c.ID), "port", p.Port.String(), "error", err)
+			}
+			p.err = err
+			changed = changed || err == nil
+		}
+	}
+	if !changed {
+		return
+	}
+	if err := n.applyRules(); err != nil {
+		n.driver.cfg.Log.Error("firewall is not up to date", "network", shortID(n.ID), "error", err)
+	}
+}
+
+// dialer reaches a container. On a usermode network it sees the client's own address, if its answers come back
+// through the network.
+func (n *network) dialer(c *container) portmap.Dialer {
+	g := n.segment.Gateway()
+	switch {
+	case g == nil:
+		return portmap.Host{}
+	case c.gateway:
+		return g
+	}
+	return fromGateway{g}
+}
+
+// fromGateway dials a container whose default route leads elsewhere: it gets to see the gateway's address, which it
+// can answer.
+type fromGateway struct{ *usermode.Gateway }
+
+func (f fromGateway) DialTCP(ctx context.Context, _, target netip.AddrPort) (*net.TCPConn, error) {
+	return f.Gateway.DialTCP(ctx, netip.AddrPort{}, target)
+}
+
+func (f fromGateway) DialUDP(_, target netip.AddrPort) (*net.UDPConn, error) {
+	return f.Gateway.DialUDP(netip.AddrPort{}, target)
+}
+
+// forwards is what the firewall does for a container's ports on a bridge network.
+func (c *container) forwards(ports []*published) []firewall.Forward {
+	var fs []firewall.Forward
+	for _, p := range ports {
+		if p.forward == nil {
+			continue
+		}
+		for _, a := range []netip.Prefix{c.Addr4, c.Addr6} {
+			if !a.IsValid() || p.HostIP.IsValid() && p.HostIP.Is4() != a.Addr().Is4() {
+				continue
+			}
+			f := firewall.Forward{Proto: p.Proto, HostPort: p.HostPort, Target: netip.AddrPortFrom(a.Addr(), p.ContainerPort)}
+			if !p.HostIP.IsUnspecified() {
+				f.HostIP = p.HostIP
+			}
+			fs = append(fs, f)
+		}
+	}
+	return fs
+}

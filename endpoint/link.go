@@ -1,0 +1,187 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/dump"
+)
+
+// State says where the container's end of a link is.
+type State int
+
+const (
+	Gone  State = iota // neither end exists: the container's namespace took them with it
+	Home               // in the host's namespace: not handed over yet, or handed back
+	Moved              // in a container
+)
+
+// Link is the veth pair of one endpoint.
+type Link struct {
+	HostName string // the end on the bridge
+	PeerName string // the container's end, while it is in the host's namespace
+	segment  *Segment
+}
+
+// Connect makes the endpoint's veth pair: one end on the bridge, the other, with the endpoint's MAC address, in the
+// host's namespace, from where the engine takes it. If an earlier attempt left one, it is made anew.
+func (s *Segment) Connect(ep usernet.Endpoint) (_ *Link, err error) {
+	l := s.Link(ep)
+	if err := l.Close(); err != nil {
+		return nil, err
+	}
+	la := netlink.NewLinkAttrs()
+	la.Name = l.HostName
+	la.MTU = s.network.MTU()
+	la.MasterIndex = s.bridge
+	veth := &netlink.Veth{
+		LinkAttrs:        la,
+		PeerName:         l.PeerName,
+		PeerHardwareAddr: ep.MAC,
+		PeerNamespace:    netlink.NsFd(s.home.Fd()),
+		PeerMTU:          uint32(s.network.MTU()),
+	}
+	if err := s.nl.LinkAdd(veth); err != nil {
+		return nil, fmt.Errorf("add veth %s: %w", l.HostName, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if !s.network.Options.ICC {
+		// The bridge forwards nothing between isolated ports (IFLA_BRPORT_ISOLATED, Linux 4.18); needs no br_netfilter.
+		if err := s.nl.LinkSetIsolated(veth, true); err != nil {
+			return nil, fmt.Errorf("isolate %s: %w", l.HostName, err)
+		}
+	}
+	if err := s.nl.LinkSetUp(veth); err != nil {
+		return nil, fmt.Errorf("bring up %s: %w", l.HostName, err)
+	}
+	return l, nil
+}
+
+// Link is the link of an endpoint that was connected before, perhaps by an earlier process. Whether it still exists
+// tells State.
+func (s *Segment) Link(ep usernet.Endpoint) *Link {
+	return &Link{HostName: ep.HostName(), PeerName: ep.PeerName(), segment: s}
+}
+
+// State asks the kernel where the link is.
+func (l *Link) State() (State, error) {
+	if _, err := l.segment.nl.LinkByName(l.HostName); err != nil {
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return Gone, nil
+		}
+		return Gone, fmt.Errorf("find link %s: %w", l.HostName, err)
+	}
+	if _, err := netlink.LinkByName(l.PeerName); err != nil {
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return Moved, nil
+		}
+		return Gone, fmt.Errorf("find link %s: %w", l.PeerName, err)
+	}
+	return Home, nil
+}
+
+// Close deletes the pair, wherever its other end is. A pair that is gone is fine.
+func (l *Link) Close() error {
+	link, err := l.segment.nl.LinkByName(l.HostName)
+	if err == nil {
+		err = l.segment.nl.LinkDel(link)
+	}
+	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("delete veth %s: %w", l.HostName, err)
+}
+
+// Prune deletes the links on the bridge that belong to none of eps and that no container has: what a process left that
+// was killed, and whose records are lost. A link that is in a container is left there.
+func (s *Segment) Prune(eps []usernet.Endpoint) error {
+	links, err := dump.Whole(s.nl.LinkList)
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	for _, link := range links {
+		id, ours := strings.CutPrefix(link.Attrs().Name, usernet.Endpoint{}.HostName())
+		known := func(ep usernet.Endpoint) bool { return ep.HostName() == link.Attrs().Name }
+		if !ours || link.Attrs().MasterIndex != s.bridge || link.Type() != "veth" || slices.ContainsFunc(eps, known) {
+			continue
+		}
+		l := s.Link(usernet.Endpoint{ID: id})
+		state, err := l.State()
+		if err == nil && state == Home {
+			err = l.Close()
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// watch calls gone when links have vanished from the bridge's namespace, until ctx is done.
+func (s *Segment) watch(ctx context.Context, gone func()) error {
+	for ctx.Err() == nil {
+		if err := s.watchOnce(ctx, gone); err != nil {
+			return err
+		}
+		// The subscription broke, most likely because too much happened at once (ENOBUFS): a deletion may be among it.
+		gone()
+	}
+	return nil
+}
+
+func (s *Segment) watchOnce(ctx context.Context, gone func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	updates := make(chan netlink.LinkUpdate, 64)
+	ns := vnetns.NsHandle(s.ns.Fd())
+	err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), netlink.LinkSubscribeOptions{Namespace: &ns})
+	if err != nil {
+		return fmt.Errorf("watch links: %w", err)
+	}
+	for u := range updates { // closed when ctx is done
+		// A bridge's port also "goes" in the family AF_BRIDGE, when it leaves the bridge.
+		if u.Header.Type == unix.RTM_DELLINK && u.Family == unix.AF_UNSPEC {
+			gone()
+		}
+	}
+	return nil
+}
+
+// setSysctls sets what the bridge of a network of ours needs and leaves an adopted one alone.
+func (s *Segment) setSysctls(bridge string) error {
+	if s.adopted {
+		return nil
+	}
+	disable := "1"
+	for _, sub := range s.network.Subnets {
+		if sub.Prefix.Addr().Is6() {
+			disable = "0"
+		}
+	}
+	return s.ns.Do(func() error {
+		for _, set := range []struct{ key, value string }{
+			{"disable_ipv6", disable},
+			{"accept_ra", "0"}, // containers must not become our router
+			{"accept_dad", "0"},
+		} {
+			err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", bridge, set.key), []byte(set.value), 0o644)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("set %s of %s: %w", set.key, bridge, err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,118 @@
+package portmap
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/undo"
+)
+
+// Forward is one published port. It lives until Close.
+type Forward struct {
+	port     usernet.Port
+	counters *counters
+
+	mu   sync.Mutex // held over a whole Close, so that a second one waits for the first
+	undo undo.List
+}
+
+// Stats counts what a Forward did. Clients are TCP connections and UDP flows.
+type Stats struct {
+	Accepted uint64 // clients since Publish, without the refused ones
+	Active   int    // clients now
+	Refused  uint64 // clients turned away: the container did not answer, or there were too many
+}
+
+type counters struct {
+	accepted, refused atomic.Uint64
+	active            atomic.Int64
+}
+
+// Port is what was published, with the host port that was chosen; HostPortEnd equals HostPort.
+func (f *Forward) Port() usernet.Port { return f.port }
+
+// Stats returns the counters as they are now. For SCTP they stay 0.
+func (f *Forward) Stats() Stats {
+	return Stats{
+		Accepted: f.counters.accepted.Load(),
+		Active:   int(f.counters.active.Load()),
+		Refused:  f.counters.refused.Load(),
+	}
+}
+
+// Close stops listening, ends what is being relayed, waits until all of it has gone and frees the port. A peer of a
+// connection that this cut short gets a reset, not an end of stream. Close may be called again.
+func (f *Forward) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.undo.Close()
+}
+
+// relay is what the listeners of one forward share.
+type relay struct {
+	dialer    Dialer
+	limits    limits
+	log       *slog.Logger
+	counters  *counters
+	datagrams *sync.Pool
+}
+
+// start serves the claim's sockets until the Forward is closed.
+func (m *Mapper) start(req Request, c *claim) *Forward {
+	f := &Forward{port: req.Port, counters: new(counters), undo: c.undo}
+	f.port.HostPort, f.port.HostPortEnd = c.port, c.port
+
+	r := &relay{
+		dialer:    req.Dialer,
+		limits:    m.limits,
+		log:       m.log.With("port", f.port.String(), "owner", req.Owner),
+		counters:  f.counters,
+		datagrams: &m.datagrams,
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	for _, ln := range c.tcp {
+		target := req.target(addrPort(ln.Addr()).Addr())
+		serving.Go(func() { r.serveTCP(ctx, ln, target) })
+	}
+	flows := newFlowTable(m.limits)
+	for _, conn := range c.udp {
+		target := req.target(addrPort(conn.LocalAddr()).Addr())
+		serving.Go(func() { r.serveUDP(ctx, conn, target, flows) })
+	}
+	f.undo.Push(func() error {
+		cancel()
+		serving.Wait()
+		return nil
+	})
+	return f
+}
+
+// past is a deadline that ends every blocked read and write.
+var past = time.Unix(1, 0)
+
+// pause is the wait after a failed accept or read: a lack of descriptors or memory passes, and trying at once again
+// would only add to it.
+type pause struct{ next time.Duration }
+
+const shortestPause, longestPause = 5 * time.Millisecond, time.Second
+
+// first reports whether there was no failure before this one.
+func (p *pause) first() bool { return p.next == 0 }
+
+func (p *pause) reset() { p.next = 0 }
+
+// wait sleeps, each time twice as long, or until ctx ends.
+func (p *pause) wait(ctx context.Context) {
+	p.next = min(max(2*p.next, shortestPause), longestPause)
+	t := time.NewTimer(p.next)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,222 @@
+package portmap
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Once, accepted sockets stayed open after a failed dial, and a few thousand clients of a dead container used up the
+// descriptors of the process.
+func TestTCPFailedDialsKeepNothing(t *testing.T) {
+	m := newMapper(t)
+	f := publish(t, m, tcpPort(1), Host{})
+	before := countFiles(t)
+	for range 2000 {
+		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at(f, "127.0.0.1")))
+		if err == nil {
+			io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}
+	eventually(t, "2000 refused", func() bool { return f.Stats() == Stats{Refused: 2000} })
+	if after := countFiles(t); after > before+2 {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+func countFiles(t testing.TB) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+// stuck is a Dialer whose container never answers until release is closed.
+type stuck struct{ release chan struct{} }
+
+func (s stuck) DialTCP(ctx context.Context, client, target netip.AddrPort) (*net.TCPConn, error) {
+	select {
+	case <-s.release:
+		return Host{}.DialTCP(ctx, client, target)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s stuck) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
+	return nil, errors.New("no such thing")
+}
+
+func TestTCPDialTimeout(t *testing.T) {
+	m := newMapper(t)
+	m.limits.dial = 20 * time.Millisecond
+	f := publish(t, m, tcpPort(1), stuck{})
+	mustRefuse(t, at(f, "127.0.0.1"))
+}
+
+func TestTCPCloseEndsADial(t *testing.T) {
+	m := newMapper(t)
+	f := publish(t, m, tcpPort(1), stuck{})
+	c := dial(t, at(f, "127.0.0.1"))
+	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
+	closeSoon(t, f)
+	mustReset(t, c)
+}
+
+func TestTCPTooMany(t *testing.T) {
+	m := newMapper(t)
+	m.limits.conns = 2
+	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
+	a, b := dial(t, at(f, "127.0.0.1")), dial(t, at(f, "::1"))
+	exchange(t, a, "a")
+	exchange(t, b, "b")
+	mustRefuse(t, at(f, "127.0.0.1"))
+	a.Close()
+	eventually(t, "place again", func() bool { return f.Stats().Active == 1 })
+	exchange(t, dial(t, at(f, "127.0.0.1")), "c")
+	if got, want := f.Stats(), (Stats{Accepted: 3, Active: 2, Refused: 1}); got != want {
+		t.Errorf("stats %+v, want %+v", got, want)
+	}
+}
+
+func TestTCPSlowClientsHoldUpNobody(t *testing.T) {
+	m := newMapper(t)
+	d := stuck{make(chan struct{})}
+	port := serve(t, container, echo)
+	f := publish(t, m, tcpPort(port), d)
+	waiting := dial(t, at(f, "127.0.0.1"))
+	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
+
+	// One that sends and never reads the echo, until nothing more goes in.
+	close(d.release)
+	deaf := dial(t, at(f, "127.0.0.1"))
+	deaf.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	for b := make([]byte, 1<<20); ; {
+		if _, err := deaf.Write(b); err != nil {
+			break
+		}
+	}
+	exchange(t, dial(t, at(f, "127.0.0.1")), "quick")
+	exchange(t, waiting, "after all")
+}
+
+func TestTCPStuckDialHoldsUpNobody(t *testing.T) {
+	m := newMapper(t)
+	var once sync.Once
+	f := publish(t, m, tcpPort(serve(t, container, echo)), firstStuck{once: &once})
+	first := dial(t, at(f, "127.0.0.1"))
+	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
+	exchange(t, dial(t, at(f, "127.0.0.1")), "hello")
+	closeSoon(t, f)
+	mustReset(t, first)
+}
+
+// firstStuck never reaches the container for its first client.
+type firstStuck struct {
+	Host
+	once *sync.Once
+}
+
+func (d firstStuck) DialTCP(ctx context.Context, client, target netip.AddrPort) (c *net.TCPConn, err error) {
+	first := false
+	d.once.Do(func() { first = true })
+	if first {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return d.Host.DialTCP(ctx, client, target)
+}
+
+// told is a slog.Handler that passes messages on.
+type told struct {
+	slog.Handler
+	messages chan string
+}
+
+func (h told) Enabled(context.Context, slog.Level) bool { return true }
+func (h told) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h told) Handle(_ context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn {
+		h.messages <- r.Message
+	}
+	return nil
+}
+
+func TestTCPSurvivesALackOfDescriptors(t *testing.T) {
+	m := newMapper(t)
+	h := told{slog.DiscardHandler, make(chan string, 10)}
+	m.log = slog.New(h)
+	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
+
+	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore := useUpFiles(t)
+	err = unix.Connect(client, &unix.SockaddrInet4{Port: int(f.Port().HostPort), Addr: [4]byte{127, 0, 0, 1}})
+	if err == nil {
+		err = errors.New("it was silent")
+		select {
+		case <-h.messages:
+			err = nil
+		case <-time.After(patience):
+		}
+	}
+	restore()
+	file := os.NewFile(uintptr(client), "client")
+	defer file.Close()
+	if err != nil {
+		t.Fatalf("without descriptors: %v", err)
+	}
+	c, err := net.FileConn(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	exchange(t, c.(*net.TCPConn), "hello")
+	if n := len(h.messages); n != 0 {
+		t.Errorf("%d more warnings, want one for the whole time", n)
+	}
+}
+
+// useUpFiles leaves the process no descriptors until the function it returns is called.
+func useUpFiles(t *testing.T) (restore func()) {
+	t.Helper()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 100, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	var files []int
+	for {
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		files = append(files, fd)
+	}
+	return func() {
+		// First the limit: while the descriptors come back one by one, the container would be short of them too.
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+		for _, fd := range files {
+			unix.Close(fd)
+		}
+	}
+}

@@ -1,0 +1,290 @@
+package docker_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/test/engine"
+)
+
+// Addresses as they stand in URLs and -p arguments.
+var (
+	hostIP   = engine.HostAddr.Addr().String()
+	hostIP2  = engine.HostAddr2.Addr().String()
+	hostIP6  = engine.HostAddr6.Addr().String()
+	router   = engine.RouterAddr.Addr().String()
+	router6  = engine.Router6.Addr().String()
+	far      = engine.FarAddr.String()
+	far6     = engine.FarAddr6.String()
+	localAll = []string{"127.0.0.1", "[::1]", hostIP, "[" + hostIP6 + "]"}
+)
+
+// The parts of usernet ps --json that tests look at, written down here again: scripts of users rely on them.
+type (
+	psNetwork struct {
+		ID        string
+		Mode      string
+		Up        bool
+		Endpoints []psEndpoint
+	}
+	psEndpoint struct {
+		ID         string
+		IPv4, IPv6 netip.Prefix
+		MAC        string
+		Ports      []psPort
+	}
+	psPort struct {
+		Proto         string
+		HostIP        netip.Addr `json:"host_ip"`
+		HostPort      uint16     `json:"host_port"`
+		ContainerPort uint16     `json:"container_port"`
+		Error         string
+	}
+)
+
+// rig is what a case has in hand: an engine, the kind of network to make, and ways to do something and fail when that
+// does not work.
+type rig struct {
+	*testing.T
+	e    *engine.Engine
+	mode mode
+	logs map[string]int64
+}
+
+// docker runs docker and returns what it printed.
+func (r *rig) docker(args ...string) string {
+	r.Helper()
+	out, err := r.e.Docker(r.Context(), args...)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return out
+}
+
+// refused runs docker, which must refuse with a message that has all of parts in it.
+func (r *rig) refused(parts []string, args ...string) {
+	r.Helper()
+	out, err := r.e.Docker(r.Context(), args...)
+	if err == nil {
+		r.Errorf("docker %s: worked: %s", strings.Join(args, " "), out)
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			r.Errorf("error %q misses %q", err, part)
+		}
+	}
+}
+
+// network makes a network of the case's mode.
+func (r *rig) network(name string, args ...string) string {
+	r.Helper()
+	return r.docker(append(append([]string{"network", "create"}, r.mode.args...), append(args, name)...)...)
+}
+
+// run starts a container that serves on port 80, unless the arguments say something else after the image.
+func (r *rig) run(name string, args ...string) {
+	r.Helper()
+	if len(args) == 0 || !hasImage(args) {
+		args = append(args, engine.Image)
+	}
+	r.docker(append([]string{"run", "-d", "--name", name, "--hostname", name}, args...)...)
+}
+
+func hasImage(args []string) bool {
+	for _, a := range args {
+		if a == engine.Image {
+			return true
+		}
+	}
+	return false
+}
+
+// in runs a program in a container.
+func (r *rig) in(container string, args ...string) (string, error) {
+	return r.e.Docker(r.Context(), append([]string{"exec", container}, args...)...)
+}
+
+// works runs a program in a container; it must succeed and print want.
+func (r *rig) works(want, container string, args ...string) {
+	r.Helper()
+	out, err := r.in(container, args...)
+	if err != nil || !strings.Contains(out, want) {
+		r.Errorf("%s in %s: printed %q, %v; want %q", strings.Join(args, " "), container, out, err, want)
+	}
+}
+
+// fails runs a program in a container that must not succeed.
+func (r *rig) fails(container string, args ...string) {
+	r.Helper()
+	short := append([]string{"exec", "-e", "PROBE_PATIENCE=1s", container}, args...)
+	if out, err := r.e.Docker(r.Context(), short...); err == nil {
+		r.Errorf("%s in %s: worked and printed %q", strings.Join(args, " "), container, out)
+	}
+}
+
+// page fetches a page from a namespace; it must contain all of want.
+func (r *rig) page(from *netns.NS, addr string, want ...string) {
+	r.Helper()
+	if err := r.fetch(from, addr, want...); err != nil {
+		r.Error(err)
+	}
+}
+
+func (r *rig) fetch(from *netns.NS, addr string, want ...string) error {
+	text, err := engine.Get(r.Context(), from, addr)
+	if err != nil {
+		return fmt.Errorf("fetch %s: %w", addr, err)
+	}
+	for _, w := range want {
+		if !strings.Contains(text, w) {
+			return fmt.Errorf("fetch %s: got %q, want %q", addr, text, w)
+		}
+	}
+	return nil
+}
+
+// noPage checks that nobody serves a page there.
+func (r *rig) noPage(from *netns.NS, addr string) {
+	r.Helper()
+	if text, err := engine.Get(r.Context(), from, addr); err == nil {
+		r.Errorf("fetch %s: worked: %q", addr, text)
+	}
+}
+
+// udp asks a UDP server from a namespace; the answer must contain want.
+func (r *rig) udp(from *netns.NS, addr, want string) {
+	r.Helper()
+	text, err := engine.AskUDP(r.Context(), from, addr, "knock")
+	if err != nil || !strings.Contains(text, want) || !strings.HasSuffix(text, " knock") {
+		r.Errorf("udp %s: got %q, %v; want %q", addr, text, err, want)
+	}
+}
+
+func (r *rig) host() *netns.NS    { return r.e.NS() }
+func (r *rig) outside() *netns.NS { return r.e.Outside().NS() }
+
+// inspect reads a value of a container by a Go template.
+func (r *rig) inspect(name, format string) string {
+	r.Helper()
+	return r.docker("inspect", "-f", "{{"+format+"}}", name)
+}
+
+// addr is a container's IPv4 address on a network.
+func (r *rig) addr(container, network string) netip.Addr {
+	r.Helper()
+	a, err := netip.ParseAddr(r.inspect(container, "(index .NetworkSettings.Networks \""+network+"\").IPAddress"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	return a
+}
+
+// ps is what usernet ps --json says.
+func (r *rig) ps() []psNetwork {
+	r.Helper()
+	text, err := r.e.Usernet(r.Context(), "ps", "--json", "--control-socket", engine.ControlSocket)
+	if err != nil {
+		r.Fatal(err)
+	}
+	var list []psNetwork
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		r.Fatalf("usernet ps --json: %v: %s", err, text)
+	}
+	return list
+}
+
+// endpoint is what usernet says of a container on a network, by the endpoint's ID.
+func (r *rig) endpoint(container, network string) psEndpoint {
+	r.Helper()
+	id := r.inspect(container, "(index .NetworkSettings.Networks \""+network+"\").EndpointID")
+	for _, n := range r.ps() {
+		for _, e := range n.Endpoints {
+			if e.ID == id {
+				return e
+			}
+		}
+	}
+	r.Fatalf("usernet ps does not list endpoint %s of %s", id, container)
+	panic("unreachable")
+}
+
+// publishes checks that usernet ps lists just these published ports of a container, in the form HOST->CONTAINER/PROTO.
+func (r *rig) publishes(container, network string, want ...string) {
+	r.Helper()
+	if r.mode.name == own.name {
+		return
+	}
+	got := map[string]int{}
+	for _, p := range r.endpoint(container, network).Ports {
+		s := fmt.Sprintf("%d->%d/%s", p.HostPort, p.ContainerPort, p.Proto)
+		if p.HostIP.IsValid() {
+			s = p.HostIP.String() + " " + s
+		}
+		if p.Error != "" {
+			s += " " + p.Error
+		}
+		got[s]++
+	}
+	wanted := map[string]int{}
+	for _, w := range want {
+		wanted[w]++
+	}
+	if fmt.Sprint(got) != fmt.Sprint(wanted) {
+		r.Errorf("usernet ps: %s publishes %v, want %v", container, got, wanted)
+	}
+}
+
+// wait asks until it is told that all is well; after the time it fails with the last error.
+func (r *rig) wait(limit time.Duration, what string, check func() error) {
+	r.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.Errorf("waited %v for %s: %v", limit, what, err)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (r *rig) snapshot() engine.Snapshot {
+	s, err := r.e.Snapshot(r.background())
+	if err != nil {
+		r.Errorf("snapshot: %v", err)
+	}
+	return s
+}
+
+func same(before, after engine.Snapshot) error {
+	if diff := before.Diff(after); diff != "" {
+		return errors.New(diff)
+	}
+	return nil
+}
+
+// clean removes every container and every network that a test can make.
+func (r *rig) clean() {
+	for _, kind := range []struct{ list, remove []string }{
+		{[]string{"ps", "-aq"}, []string{"rm", "-f"}},
+		{[]string{"network", "ls", "-q", "-f", "type=custom"}, []string{"network", "rm"}},
+	} {
+		ids, err := r.e.Docker(r.background(), kind.list...)
+		if err == nil && ids != "" {
+			_, err = r.e.Docker(r.background(), append(kind.remove, strings.Fields(ids)...)...)
+		}
+		if err != nil {
+			r.Errorf("clean up: %v", err)
+		}
+	}
+}

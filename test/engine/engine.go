@@ -1,0 +1,263 @@
+// Package engine runs real Docker engines for the tests and the demo, each in a pretend host of its own: a network,
+// mount and process namespace with an uplink to a pretend internet. Nothing of it touches the machine's own network,
+// its Docker or its firewall, and all of it goes when the process that made it ends, however it ends.
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Kind says which Docker to run.
+type Kind struct {
+	Name string
+	root string   // the root directory it lives in; "" is the machine's own
+	cmd  []string // docker compose, as this one wants to be called
+}
+
+// Docker20 is Docker 20.10, the one that Debian 12 ships, in the machine's own root.
+func Docker20() Kind { return Kind{Name: "docker20", cmd: []string{"docker-compose"}} }
+
+// Docker28 is Docker 28 from Debian unstable, in the root that test/setup.sh made.
+func Docker28() Kind {
+	return Kind{Name: "docker28", root: filepath.Join(cacheDir(), "sid"), cmd: []string{"docker", "compose"}}
+}
+
+func cacheDir() string {
+	if d := os.Getenv("USERNET_TEST_CACHE"); d != "" {
+		return d
+	}
+	return "/var/cache/usernet-test"
+}
+
+// Missing says what the machine lacks to run the engine, or nil.
+func (k Kind) Missing() error {
+	for _, f := range []string{"/usr/sbin/dockerd", "/usr/bin/docker"} {
+		if _, err := os.Stat(filepath.Join("/", k.root, f)); err != nil {
+			return fmt.Errorf("%s (test/setup.sh installs it): %w", k.Name, err)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s: needs root", k.Name)
+	}
+	return nil
+}
+
+// Paths inside the pretend host.
+const (
+	DockerSocket  = "/run/docker.sock"
+	PluginSocket  = "/run/docker/plugins/usernet.sock"
+	ControlSocket = "/run/usernet/usernet.sock"
+	RunDir        = "/run/usernet"
+)
+
+// startTimeout bounds the start and the stop of a daemon.
+const startTimeout = 60 * time.Second
+
+// Engine is a pretend host with a Docker engine and, once StartUsernet was called, usernet in it. Its methods are for
+// one goroutine at a time, except Docker, Compose, Get and what comes with Host.
+type Engine struct {
+	*Host
+	Kind Kind
+
+	dockerd *process
+	usernet *process
+}
+
+// New makes a pretend host, starts Docker in it with flags beyond the usual ones, and loads the test image. The caller
+// closes the engine.
+func New(ctx context.Context, kind Kind, flags ...string) (_ *Engine, err error) {
+	if err := kind.Missing(); err != nil {
+		return nil, err
+	}
+	host, err := newHost(kind.root)
+	if err != nil {
+		return nil, fmt.Errorf("%s: make the pretend host: %w", kind.Name, err)
+	}
+	e := &Engine{Host: host, Kind: kind}
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
+	if err := e.StartDaemon(ctx, flags...); err != nil {
+		return nil, err
+	}
+	if err := e.loadImage(ctx); err != nil {
+		return nil, fmt.Errorf("%s: load the test image: %w", kind.Name, err)
+	}
+	return e, nil
+}
+
+// Close ends everything in the pretend host and removes what it left.
+func (e *Engine) Close() error { return e.Host.Close() }
+
+// StartDaemon starts dockerd with flags beyond the usual ones and waits until it answers.
+func (e *Engine) StartDaemon(ctx context.Context, flags ...string) error {
+	args := []string{
+		"--config-file", "/run/daemon.json",
+		"--data-root", filepath.Join(e.Dir, "docker"),
+		"--exec-root", "/run/docker",
+		"--pidfile", "/run/docker.pid",
+		"--cgroup-parent", "/" + e.cgroup,
+		"--exec-opt", "native.cgroupdriver=cgroupfs",
+		"-H", "unix://" + DockerSocket,
+	}
+	p, err := e.spawn("dockerd", append(args, flags...)...)
+	if err != nil {
+		return err
+	}
+	e.dockerd = p
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return p.ready(ctx, func(ctx context.Context) error { return e.ping(ctx) })
+}
+
+func (e *Engine) ping(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
+	if err != nil {
+		return err
+	}
+	tr := &http.Transport{DialContext: e.DialUnix(DockerSocket), DisableKeepAlives: true}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("ping: %s: %s", resp.Status, b)
+	}
+	return nil
+}
+
+// StopDaemon stops dockerd as a service manager does.
+func (e *Engine) StopDaemon() error { return e.dockerd.stop(syscall.SIGTERM) }
+
+// KillDaemon ends dockerd with SIGKILL; its containers live on.
+func (e *Engine) KillDaemon() error { return e.dockerd.stop(syscall.SIGKILL) }
+
+// RestartDaemon stops dockerd and starts it with flags.
+func (e *Engine) RestartDaemon(ctx context.Context, flags ...string) error {
+	if err := e.StopDaemon(); err != nil {
+		return err
+	}
+	return e.StartDaemon(ctx, flags...)
+}
+
+// StartUsernet starts usernet serve with args beyond the usual ones and waits until Docker could reach it.
+func (e *Engine) StartUsernet(ctx context.Context, args ...string) error {
+	usual := []string{
+		"serve",
+		"--plugin-socket", PluginSocket,
+		"--control-socket", ControlSocket,
+		"--state-dir", filepath.Join(e.Dir, "state"),
+		"--run-dir", RunDir,
+		"--log-level", "debug",
+	}
+	p, err := e.spawn(filepath.Join(e.Dir, "bin/usernet"), append(usual, args...)...)
+	if err != nil {
+		return err
+	}
+	e.usernet = p
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return p.ready(ctx, func(ctx context.Context) error {
+		for _, socket := range []string{PluginSocket, ControlSocket} {
+			c, err := e.DialUnix(socket)(ctx, "", "")
+			if err != nil {
+				return err
+			}
+			c.Close()
+		}
+		return nil
+	})
+}
+
+// StopUsernet stops usernet as a service manager does.
+func (e *Engine) StopUsernet() error { return e.usernet.stop(syscall.SIGTERM) }
+
+// KillUsernet ends usernet with SIGKILL.
+func (e *Engine) KillUsernet() error { return e.usernet.stop(syscall.SIGKILL) }
+
+// SignalUsernet sends usernet a signal.
+func (e *Engine) SignalUsernet(sig syscall.Signal) error { return e.usernet.cmd.Process.Signal(sig) }
+
+// UsernetRunning says whether the process that StartUsernet started is alive.
+func (e *Engine) UsernetRunning() bool { return e.usernet != nil && !e.usernet.ended() }
+
+// Docker runs the engine's own docker command and returns its standard output without the last newline.
+func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
+	return e.command(ctx, "", "docker", args...)
+}
+
+// Compose runs the engine's docker compose on the given compose file.
+func (e *Engine) Compose(ctx context.Context, file string, args ...string) (string, error) {
+	name := e.Kind.cmd[0]
+	args = append(append(e.Kind.cmd[1:len(e.Kind.cmd):len(e.Kind.cmd)], "-f", "-", "-p", "web"), args...)
+	return e.command(ctx, file, name, args...)
+}
+
+// Usernet runs the usernet command in the pretend host.
+func (e *Engine) Usernet(ctx context.Context, args ...string) (string, error) {
+	return e.command(ctx, "", filepath.Join(e.Dir, "bin/usernet"), args...)
+}
+
+// Run runs a command of the pretend host's root in the pretend host.
+func (e *Engine) Run(ctx context.Context, name string, args ...string) (string, error) {
+	return e.command(ctx, "", name, args...)
+}
+
+// Feed runs a command of the pretend host's root with text on its standard input.
+func (e *Engine) Feed(ctx context.Context, text, name string, args ...string) error {
+	_, err := e.command(ctx, text, name, args...)
+	return err
+}
+
+// RunOutside runs a command of the machine's own root in the outside's network namespace.
+func (e *Engine) RunOutside(ctx context.Context, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var out []byte
+	err := e.outside.ns.Do(func() (err error) {
+		out, err = cmd.Output()
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %w", strings.Join(cmd.Args, " "), ErrCommand, err)
+	}
+	return string(out), nil
+}
+
+// ErrCommand is in the chain of the error of a command that ran and failed.
+var ErrCommand = errors.New("command failed")
+
+func (e *Engine) command(ctx context.Context, stdin, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	cmd := e.Command(ctx, name, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	line := filepath.Base(name) + " " + strings.Join(args, " ")
+	if err := e.Start(cmd); err != nil {
+		return "", fmt.Errorf("%s: %w", line, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return out.String(), fmt.Errorf("%s: %w: %w: %s", line, ErrCommand, err, strings.TrimSpace(errs.String()))
+	}
+	return strings.TrimSuffix(out.String(), "\n"), nil
+}

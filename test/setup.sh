@@ -1,0 +1,92 @@
+#!/bin/sh
+# Installs what the tests and the demo need on a Debian machine, and makes the root that the newer Docker runs in.
+# Quick when all is there. It never starts a service: the tests run engines of their own, in their own namespaces.
+#
+#   test/setup.sh          everything
+#   test/setup.sh demo     only what make demo needs
+set -eu
+
+cache=${USERNET_TEST_CACHE:-/var/cache/usernet-test}
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+
+say() { echo "setup: $*" >&2; }
+
+# guarded DIR COMMAND... runs COMMAND while DIR/usr/sbin/policy-rc.d forbids packages to start services.
+guarded() (
+	policy=$1/usr/sbin/policy-rc.d
+	shift
+	if [ -e "$policy" ]; then mv "$policy" "$policy.usernet"; fi
+	restore() {
+		rm -f "$policy"
+		if [ -e "$policy.usernet" ]; then mv "$policy.usernet" "$policy"; fi
+	}
+	trap restore EXIT
+	trap 'exit 1' INT TERM
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+	"$@"
+)
+
+# packages NAME... installs those that are missing.
+packages() {
+	missing=
+	for p in "$@"; do
+		case $(dpkg-query -W -f '${Status}' "$p" 2>/dev/null) in
+		*' installed') ;;
+		*) missing="$missing $p" ;;
+		esac
+	done
+	if [ -z "$missing" ]; then return; fi
+	say "installing$missing"
+	apt-get update -q >&2
+	# shellcheck disable=SC2086
+	guarded / apt-get install -qy --no-install-recommends $missing >&2
+}
+
+# mirror prints the address that apt fetches Debian's main archive from.
+mirror() {
+	apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' 'Origin: Debian' 'Label: Debian' |
+		sort -u | head -n 1
+}
+
+# sid makes $cache/sid: Debian unstable with its Docker in it. It appears whole or not at all.
+sid() {
+	root=$cache/sid
+	if [ -e "$root/usr/sbin/dockerd" ]; then return; fi
+	say "making $root"
+	mkdir -p "$cache"
+	exec 9>"$cache/lock"
+	flock 9
+	if [ -e "$root/usr/sbin/dockerd" ]; then return; fi
+	new=$(mktemp -d "$cache/sid.XXXXXX")
+	trap 'rm -rf --one-file-system "$new"' EXIT
+	trap 'exit 1' INT TERM
+	url=$(mirror)
+	if [ -z "$url" ]; then
+		say "apt knows no Debian mirror"
+		exit 1
+	fi
+	debootstrap --variant=minbase sid "$new" "$url" >"$cache/debootstrap.log" 2>&1 || {
+		tail -n 20 "$cache/debootstrap.log" >&2
+		exit 1
+	}
+	for f in $(ls /etc/apt/apt.conf.d/*proxy* 2>/dev/null); do cp "$f" "$new/etc/apt/apt.conf.d/"; done
+	guarded "$new" chroot "$new" sh -c '
+		apt-get install -qy --no-install-recommends docker.io docker-cli docker-compose iptables nftables iproute2 \
+			conntrack ca-certificates && apt-get clean' >>"$cache/debootstrap.log" 2>&1 || {
+		tail -n 20 "$cache/debootstrap.log" >&2
+		exit 1
+	}
+	chmod 755 "$new"
+	mv -T "$new" "$root"
+	trap - EXIT INT TERM
+}
+
+if [ "$(id -u)" != 0 ]; then
+	say "run me as root"
+	exit 1
+fi
+packages docker.io iptables nftables busybox-static conntrack iproute2 iputils-ping ca-certificates
+if [ "${1:-}" = demo ]; then exit; fi
+packages debootstrap docker-compose gcc libc6-dev git make
+sid

@@ -1,0 +1,171 @@
+// Package usermode is the gateway of a usermode network: it carries the containers' traffic between the network's own
+// namespace, the fabric, and ordinary sockets of this process in the host's namespace, so that the host needs no
+// route, no forwarding and no firewall rule. It does not make the containers' interfaces (package endpoint) and does
+// not listen on the host (package portmap).
+//
+// In the fabric, the kernel is the containers' router. What leaves the network goes through a TUN device into a
+// network stack in this process; what comes in through a published port is dialled from inside the fabric.
+package usermode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/undo"
+)
+
+// Config says what a network's gateway is.
+type Config struct {
+	ID       string // network ID; its first 12 characters name the pin
+	Dir      string // directory in which fabrics are pinned, on a mount that outlives the process
+	Bridge   string // name of the bridge in the fabric, which package endpoint makes
+	Subnets  []usernet.Subnet
+	MTU      int                   // bytes; 0 means 1500
+	Internal bool                  // no way out of the network and none in
+	Blocked  func(netip.Addr) bool // further addresses that containers must not reach; may be nil
+	Log      *slog.Logger          // nil: nothing is logged
+
+	NoOffload bool // keep segmentation and checksum offload of the TUN device off, though the kernel has it
+}
+
+// Gateway is one network's open fabric. Its methods may be called from several goroutines.
+type Gateway struct {
+	cfg       Config
+	netns     *netns.NS
+	tun       *os.File // nil on an internal network
+	netstack  *netstack
+	offload   bool  // the TUN device takes and gives GSO packets and partial checksums
+	divertErr error // why sockets in the fabric cannot take foreign addresses; nil: they can
+	ipv6      bool  // the fabric speaks IPv6
+	undo      undo.List
+}
+
+// errInternal is what published ports of an internal network come to.
+var errInternal = errors.New("the network is internal")
+
+// Open enters the fabric of the network cfg.ID, making and pinning it first where it does not exist, and declares its
+// state: system settings, the TUN device, routes and the rule for published ports. It may be called again after the
+// process died at any instant; what containers have in the fabric stays. Only one Gateway can hold a fabric at a
+// time: the second gets EBUSY. The caller ends it with Close.
+func Open(cfg Config) (_ *Gateway, err error) {
+	path, err := pinPath(cfg.Dir, cfg.ID)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.MTU == 0 {
+		cfg.MTU = 1500
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	g := &Gateway{cfg: cfg}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("open fabric %s: %w", filepath.Base(path), err), g.Close())
+		}
+	}()
+	g.netns, err = netns.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		g.netns, err = netns.Create(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	g.undo.Push(g.netns.Close)
+	if err := g.netns.Do(g.declare); err != nil {
+		return nil, err
+	}
+	if cfg.Internal {
+		return g, nil
+	}
+	g.netstack, err = newNetstack(netstackConfig{
+		MTU:     cfg.MTU,
+		Offload: g.offload,
+		Resolve: policy{own: g.prefixes(), blocked: cfg.Blocked}.resolve,
+		Log:     cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Run carries traffic between the fabric and the host until ctx is done, and then returns nil. It is called once.
+// Packets that containers sent before are waiting in the TUN device. On an internal network there is nothing to carry.
+func (g *Gateway) Run(ctx context.Context) error {
+	if g.cfg.Internal {
+		<-ctx.Done()
+		return nil
+	}
+	return g.netstack.run(ctx, g.tun)
+}
+
+// Netns is the fabric. It belongs to the Gateway and ends with Close.
+func (g *Gateway) Netns() *netns.NS { return g.netns }
+
+// Transparent reports whether containers see the real address of the clients of published ports. If not, they see
+// the gateway's address, and the error says why.
+func (g *Gateway) Transparent() (bool, error) {
+	if g.cfg.Internal {
+		return false, errInternal
+	}
+	return g.divertErr == nil, g.divertErr
+}
+
+// Close lets go of the fabric after Run has returned. The namespace, its bridge and the containers' interfaces stay;
+// connections dialled in the fabric live on. Closing again is no error.
+func (g *Gateway) Close() error { return g.undo.Close() }
+
+// prefixes are the network's own addresses.
+func (g *Gateway) prefixes() []netip.Prefix {
+	var own []netip.Prefix
+	for _, s := range g.cfg.Subnets {
+		own = append(own, s.Prefix)
+	}
+	return own
+}
+
+// Remove takes away the pin in dir of the network id, which is gone. The fabric ends with the last descriptor of it.
+// It succeeds when there is no pin.
+func Remove(dir, id string) error {
+	path, err := pinPath(dir, id)
+	if err != nil {
+		return err
+	}
+	return netns.Remove(path)
+}
+
+// Pinned lists the pins in dir, each the first 12 characters of a network ID, including those that a crash left half
+// made; Remove takes either. A missing dir has none.
+func Pinned(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list fabrics: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if !e.IsDir() {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// An ID becomes a file name, below which things are unmounted: it must not lead anywhere else.
+var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]*$`)
+
+func pinPath(dir, id string) (string, error) {
+	if !validID.MatchString(id) {
+		return "", fmt.Errorf("network ID %q: %w", id, usernet.ErrInvalid)
+	}
+	return filepath.Join(dir, id[:min(len(id), 12)]), nil
+}

@@ -1,0 +1,267 @@
+package usermode
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// link is a TUN as a netstack link endpoint. Packets go through it whole in both directions, up to 64 KiB of TCP at a
+// time, with their checksums and segmentation left to the kernel (gVisor's own fdbased does that for sockets only).
+//
+// Received packets are delivered inline by the goroutine that runs receive; packets are sent by whoever has one.
+type link struct {
+	raw     syscall.RawConn
+	offload bool
+	log     *slog.Logger
+
+	mtu        atomic.Uint32
+	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+
+	refused atomic.Uint64 // received frames that were not for netstack
+	lost    atomic.Uint64 // packets that the TUN did not take
+	faulty  sync.Once
+}
+
+var (
+	_ stack.LinkEndpoint = (*link)(nil)
+	_ stack.GSOEndpoint  = (*link)(nil) // a wrapper around link must pass this on, or segmentation is off
+)
+
+func newLink(raw syscall.RawConn, cfg netstackConfig) *link {
+	l := &link{raw: raw, offload: cfg.Offload, log: cfg.Log}
+	l.mtu.Store(uint32(cfg.MTU))
+	return l
+}
+
+// receive delivers what the TUN has, until its read deadline passes.
+func (l *link) receive() error {
+	rx := newReceiver()
+	defer rx.release()
+	for {
+		err := l.raw.Read(rx.readFn)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err == nil {
+			err = rx.err
+		}
+		if err != nil {
+			return fmt.Errorf("read tun: %w", err)
+		}
+		l.deliver(rx)
+	}
+}
+
+// deliver hands the frame in rx to netstack.
+func (l *link) deliver(rx *receiver) {
+	d := l.dispatcher.Load()
+	_, err := decodeVirtio(rx.hdr[:min(rx.n, virtioHdrLen)])
+	proto, ok := classify(rx.start())
+	if err != nil || !ok || d == nil {
+		l.refused.Add(1)
+		return
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: rx.take()})
+	(*d).DeliverNetworkPacket(proto, pkt)
+	pkt.DecRef()
+}
+
+// The buffers that a frame is read into, one after the other. Chunks of gVisor's pool come in powers of two and are
+// cleared each time they are taken.
+const (
+	headSize = 2048                // holds any frame of the usual MTU
+	bodySize = buffer.MaxChunkSize // with headSize, any frame at all
+	// Up to this length a packet is copied and its buffer kept: acknowledgements, DNS.
+	smallPacket = 512
+)
+
+// receiver reads frames into buffers that it gives away when a packet fills them, and keeps when it does not: a 40
+// byte acknowledgement neither pins nor clears 64 KiB.
+type receiver struct {
+	hdr        [virtioHdrLen]byte
+	head, body *buffer.View
+	iovs       [][]byte // hdr, head, body
+	n          int      // bytes in the frame, virtio header included
+	err        error
+	readFn     func(fd uintptr) bool // read; made once, since a method value is an allocation
+}
+
+func newReceiver() *receiver {
+	r := &receiver{head: buffer.NewViewSize(headSize), body: buffer.NewViewSize(bodySize)}
+	r.iovs = [][]byte{r.hdr[:], r.head.AsSlice(), r.body.AsSlice()}
+	r.readFn = r.read
+	return r
+}
+
+func (r *receiver) release() {
+	r.head.Release()
+	r.body.Release()
+}
+
+// read reads one frame. It is a syscall.RawConn's callback: false asks to be called again when there is something.
+func (r *receiver) read(fd uintptr) bool {
+	r.n, r.err = ignoringEINTR(func() (int, error) { return unix.Readv(int(fd), r.iovs) })
+	return r.err != unix.EAGAIN
+}
+
+// start is the packet's beginning, as much as there is in the first buffer.
+func (r *receiver) start() []byte {
+	return r.iovs[1][:min(max(r.n-virtioHdrLen, 0), headSize)]
+}
+
+// take returns the packet and gets the receiver ready for the next one.
+func (r *receiver) take() buffer.Buffer {
+	start := r.start()
+	if len(start) <= smallPacket {
+		v := buffer.NewView(len(start))
+		v.Write(start)
+		return buffer.MakeWithView(v)
+	}
+	r.head.CapLength(len(start))
+	b := buffer.MakeWithView(r.head)
+	r.head = buffer.NewViewSize(headSize)
+	r.iovs[1] = r.head.AsSlice()
+
+	rest := r.n - virtioHdrLen - headSize
+	switch {
+	case rest <= 0:
+	case rest <= bodySize/2: // a smaller chunk holds it
+		v := buffer.NewView(rest)
+		v.Write(r.iovs[2][:rest])
+		b.Append(v)
+	default:
+		r.body.CapLength(rest)
+		b.Append(r.body)
+		r.body = buffer.NewViewSize(bodySize)
+		r.iovs[2] = r.body.AsSlice()
+	}
+	return b
+}
+
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// sender writes one packet.
+type sender struct {
+	hdr     [virtioHdrLen]byte
+	iovs    [][]byte
+	err     error
+	writeFn func(fd uintptr) bool // write; made once
+}
+
+var senders = sync.Pool{New: func() any {
+	s := &sender{}
+	s.writeFn = s.write
+	return s
+}}
+
+func (s *sender) write(fd uintptr) bool {
+	_, s.err = ignoringEINTR(func() (int, error) { return unix.Writev(int(fd), s.iovs) })
+	return s.err != unix.EAGAIN
+}
+
+// WritePackets sends pkts. It waits for the TUN to take them: a dropped packet costs a retransmission timeout, and
+// the wait is what slows down a sender that is too fast. A packet that the TUN refuses is counted and lost, as on
+// any link.
+func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	s := senders.Get().(*sender)
+	for _, pkt := range pkts.AsSlice() {
+		l.send(s, pkt)
+	}
+	clear(s.iovs) // the pool must not keep the packets' memory
+	senders.Put(s)
+	return pkts.Len(), nil
+}
+
+func (l *link) send(s *sender, pkt *stack.PacketBuffer) {
+	virtioHdrFor(pkt).encode(s.hdr[:])
+	s.iovs = append(s.iovs[:0], s.hdr[:])
+	views, skip := pkt.AsViewList()
+	for v := views.Front(); v != nil; v = v.Next() {
+		b := v.AsSlice()
+		if skip >= len(b) {
+			skip -= len(b)
+			continue
+		}
+		s.iovs = append(s.iovs, b[skip:])
+		skip = 0
+	}
+	err := l.raw.Write(s.writeFn)
+	if err == nil {
+		err = s.err
+	}
+	if err == nil {
+		return
+	}
+	l.lost.Add(1)
+	// Some kernels accept TUNSETOFFLOAD and then refuse what it promised (EINVAL, 6.6 before 89add40066f9).
+	if errors.Is(err, unix.EINVAL) {
+		l.faulty.Do(func() {
+			l.log.Warn("tun refuses a packet", "bytes", pkt.Size(), "gso", pkt.GSOOptions.Type != stack.GSONone, "err", err)
+		})
+	}
+}
+
+// MTU, with the following, is what stack.LinkEndpoint asks for.
+func (l *link) MTU() uint32       { return l.mtu.Load() }
+func (l *link) SetMTU(mtu uint32) { l.mtu.Store(mtu) }
+
+// Capabilities says that what the kernel hands us needs no checksum verified: packets from a container on this
+// machine have not been on a wire, and most carry none yet. It does not promise checksums on the way out, although
+// the kernel would make them: netstack then leaves them out of SYN and RST segments as well, which carry no
+// GSOOptions that would tell the kernel so.
+func (l *link) Capabilities() stack.LinkEndpointCapabilities {
+	if !l.offload {
+		return stack.CapabilityNone
+	}
+	return stack.CapabilityRXChecksumOffload
+}
+
+// GSOMaxSize is the longest packet WritePackets is to be given.
+func (l *link) GSOMaxSize() uint32 { return gsoMaxSize }
+
+// SupportedGSO tells netstack to send super-segments: with offload the kernel cuts them (or does not need to),
+// without, netstack cuts them itself below its TCP, which still spares the per-segment work above.
+func (l *link) SupportedGSO() stack.SupportedGSO {
+	if l.offload {
+		return stack.HostGSOSupported
+	}
+	return stack.GVisorGSOSupported
+}
+
+// Attach is called with the stack's NIC, and with nil when it goes.
+func (l *link) Attach(d stack.NetworkDispatcher) {
+	if d == nil {
+		l.dispatcher.Store(nil)
+		return
+	}
+	l.dispatcher.Store(&d)
+}
+
+func (l *link) IsAttached() bool                        { return l.dispatcher.Load() != nil }
+func (l *link) MaxHeaderLength() uint16                 { return 0 } // the virtio header has its own place
+func (l *link) LinkAddress() tcpip.LinkAddress          { return "" }
+func (l *link) SetLinkAddress(tcpip.LinkAddress)        {}
+func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+func (l *link) AddHeader(*stack.PacketBuffer)           {}
+func (l *link) ParseHeader(*stack.PacketBuffer) bool    { return true }
+func (l *link) Wait()                                   {} // netstack.run joins receive
+func (l *link) Close()                                  {} // the TUN is its opener's
+func (l *link) SetOnCloseAction(func())                 {}

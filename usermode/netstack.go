@@ -1,0 +1,210 @@
+package usermode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+)
+
+// nicID is the one NIC of a netstack.
+const nicID tcpip.NICID = 1
+
+// netstackConfig is what a netstack needs to know.
+type netstackConfig struct {
+	// MTU of the TUN, in bytes, 1280 to 65535.
+	MTU int
+	// Offload tells that the TUN was given TUN_F_CSUM, TUN_F_TSO4 and TUN_F_TSO6. Without it packets come and go
+	// complete and no longer than the MTU; the virtio header is there all the same.
+	Offload bool
+	// Resolve returns the address to dial on the host for the one that a container dialled, or refuses it. It is
+	// called by several goroutines, some of which carry everybody's packets: it must not wait.
+	Resolve func(netip.Addr) (netip.Addr, bool)
+	Log     *slog.Logger
+}
+
+// netstack carries the packets of a TUN on by ordinary sockets of this process: it is the other end of every TCP
+// connection, UDP flow and echo request that comes out of it, whatever the destination.
+type netstack struct {
+	cfg netstackConfig
+}
+
+func newNetstack(cfg netstackConfig) (*netstack, error) {
+	if cfg.MTU < header.IPv6MinimumMTU || cfg.MTU > gsoMaxSize {
+		return nil, fmt.Errorf("netstack: MTU %d is not between %d and %d", cfg.MTU, header.IPv6MinimumMTU, gsoMaxSize)
+	}
+	if cfg.Resolve == nil || cfg.Log == nil {
+		return nil, errors.New("netstack: no resolver or no logger")
+	}
+	return &netstack{cfg: cfg}, nil
+}
+
+// run carries the packets of tun until ctx is done, and then returns nil with everything it started gone; connections
+// are reset. It may be run again. tun must be non-blocking, opened with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR; it is not
+// closed.
+func (s *netstack) run(ctx context.Context, tun *os.File) error {
+	raw, err := tun.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("tun: %w", err)
+	}
+	if err := tun.SetDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("tun: %w", err)
+	}
+	c, err := newCarrier(raw, s.cfg)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { tun.SetReadDeadline(time.Unix(1, 0)) })
+	err = c.link.receive()
+	stop()
+	// The resets of what is closed now should still get out, but not wait for long.
+	tun.SetWriteDeadline(time.Now().Add(time.Second))
+	c.close()
+	tun.SetDeadline(time.Time{})
+	s.cfg.Log.Debug("netstack stopped", "refused", c.link.refused.Load(), "lost", c.link.lost.Load())
+	return err
+}
+
+// carrier is one run of a netstack.
+type carrier struct {
+	link   *link
+	stack  *stack.Stack
+	relays *tcpRelays
+	flows  *udpFlows
+	echoes *echoRelay
+}
+
+func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
+	link := newLink(raw, cfg)
+	st, err := newStack(link)
+	if err != nil {
+		return nil, err
+	}
+	c := &carrier{link: link, stack: st, relays: newTCPRelays(st, cfg), flows: newUDPFlows(st, cfg), echoes: newEchoRelay(st, cfg)}
+	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.forwarder.HandlePacket)
+	st.SetTransportProtocolHandler(udp.ProtocolNumber, c.flows.handle)
+	st.SetTransportProtocolHandler(icmp.ProtocolNumber4, c.echoes.handle)
+	st.SetTransportProtocolHandler(icmp.ProtocolNumber6, c.echoes.handle)
+	return c, nil
+}
+
+// close ends everything and returns when it has ended. Nothing must be received any more.
+func (c *carrier) close() {
+	c.relays.close() // before the stack, whose Close takes the memory of segments back: see relay.forward
+	c.flows.close()
+	c.echoes.close()
+	c.stack.Close()
+	c.relays.wait()
+	c.stack.Wait()
+}
+
+// newStack makes a netstack that takes every packet for its own. It starts goroutines; Close and Wait end them.
+func newStack(link *link) (_ *stack.Stack, err error) {
+	st := stack.New(stack.Options{
+		// No router solicitations, autoconfiguration, duplicate address detection, IGMP or MLD: the zero options
+		// leave all of it off. Nobody on the TUN speaks them, and netstack has no address of its own.
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+		// A packet that is addressed to where it came from is for the host, too.
+		HandleLocal: false,
+	})
+	defer func() {
+		if err != nil {
+			st.Close()
+			st.Wait()
+		}
+	}()
+	if err := setTCPOptions(st); err != nil {
+		return nil, err
+	}
+	if err := st.CreateNIC(nicID, link); err != nil {
+		return nil, fmt.Errorf("netstack: create NIC: %s", err)
+	}
+	// Accept packets for any address, and answer in its name.
+	if err := st.SetPromiscuousMode(nicID, true); err != nil {
+		return nil, fmt.Errorf("netstack: promiscuous mode: %s", err)
+	}
+	if err := st.SetSpoofing(nicID, true); err != nil {
+		return nil, fmt.Errorf("netstack: spoofing: %s", err)
+	}
+	st.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nicID},
+		{Destination: header.IPv6EmptySubnet, NIC: nicID},
+	})
+	return st, nil
+}
+
+// The buffers of one TCP connection, as long as there are few of them. The other end is in this machine, a few dozen
+// microseconds away: what is in flight on the way to it fits a megabyte many times over. What a container sends may
+// have to wait for a slow or distant peer of the host, and there the kernel's own socket buffers come first.
+const (
+	tcpBuffer     = 1 << 20
+	tcpReceiveMax = 8 << 20
+)
+
+// setTCPOptions sets what netstack's TCP does differently from its defaults, and what must not change with them.
+func setTCPOptions(st *stack.Stack) error {
+	var (
+		// Retransmit what was lost and not the whole window. (Default; clients of older versions turned them off for
+		// gvisor #9778, fixed 2026-07.)
+		sack     = tcpip.TCPSACKEnabled(true)
+		recovery = tcpip.TCPRACKLossDetection
+		// The window grows with what the host's socket really takes.
+		moderate = tcpip.TCPModerateReceiveBufferOption(true)
+		// There is no network between a container and us in which an old segment could survive: a second is plenty,
+		// and a closed 4-tuple must not swallow the SYN of the next connection for a minute. (TCPTimeWaitReuseOption
+		// would not help: it is about ports that netstack dials from.)
+		timeWait = tcpip.TCPTimeWaitTimeoutOption(time.Second)
+		// We have closed and the container never does: give up when Linux does (tcp_fin_timeout).
+		linger = tcpip.TCPLingerTimeoutOption(60 * time.Second)
+	)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &recovery, &moderate, &timeWait, &linger} {
+		if err := st.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return fmt.Errorf("netstack: set %T: %s", o, err)
+		}
+	}
+	return setTCPBuffers(st, 0)
+}
+
+// setTCPBuffers sets the limits of TCP buffers, with the receiving ones halved as many times as level says. The
+// limit for sending is never changed, and leaves nothing to tune: netstack throws away bytes that it has taken for an
+// endpoint whose buffer is made smaller meanwhile.
+func setTCPBuffers(st *stack.Stack, level int) error {
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBuffer >> level, Max: tcpReceiveMax >> level}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBuffer, Max: tcpBuffer}
+	for _, o := range []tcpip.SettableTransportProtocolOption{&receive, &send} {
+		if err := st.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return fmt.Errorf("netstack: set %T: %s", o, err)
+		}
+	}
+	return nil
+}
+
+// toAddr is a as a netip.Addr.
+func toAddr(a tcpip.Address) netip.Addr {
+	if a.Len() == header.IPv4AddressSize {
+		return netip.AddrFrom4(a.As4())
+	}
+	return netip.AddrFrom16(a.As16())
+}
+
+// protocolOf is the network protocol that a belongs to.
+func protocolOf(a tcpip.Address) tcpip.NetworkProtocolNumber {
+	if a.Len() == header.IPv4AddressSize {
+		return header.IPv4ProtocolNumber
+	}
+	return header.IPv6ProtocolNumber
+}
