@@ -61,10 +61,26 @@ func ParseDaemon(text []byte) (Daemon, error) {
 		return Daemon{}, invalid("configuration%s: unknown setting %s", lineOf(text, key), key)
 	}
 	d := DefaultDaemon()
+	if err := paths(text, f, &d); err != nil {
+		return Daemon{}, err
+	}
+	if f.LogLevel != nil {
+		if err := d.LogLevel.UnmarshalText([]byte(*f.LogLevel)); err != nil {
+			at := lineOf(text, toml.Key{"log_level"})
+			return Daemon{}, invalid("configuration%s: log_level = %.64q: want debug, info, warn or error", at, *f.LogLevel)
+		}
+	}
+	if d.Defaults, err = defaults(f.Defaults); err != nil {
+		return Daemon{}, fmt.Errorf("configuration, [defaults]: %w", err)
+	}
+	return d, nil
+}
+
+// paths puts the paths that the file gives into d.
+func paths(text []byte, f daemonFile, d *Daemon) error {
 	for _, p := range []struct {
-		name string
-		from *string
-		to   *string
+		name     string
+		from, to *string
 	}{
 		{"plugin_socket", f.PluginSocket, &d.PluginSocket},
 		{"control_socket", f.ControlSocket, &d.ControlSocket},
@@ -75,19 +91,12 @@ func ParseDaemon(text []byte) (Daemon, error) {
 			continue
 		}
 		if !filepath.IsAbs(*p.from) || strings.ContainsRune(*p.from, 0) {
-			return Daemon{}, invalid("configuration%s: %s = %q: want an absolute path", lineOf(text, toml.Key{p.name}), p.name, *p.from)
+			at := lineOf(text, toml.Key{p.name})
+			return invalid("configuration%s: %s = %.64q: want an absolute path", at, p.name, *p.from)
 		}
 		*p.to = filepath.Clean(*p.from)
 	}
-	if f.LogLevel != nil {
-		if err := d.LogLevel.UnmarshalText([]byte(*f.LogLevel)); err != nil {
-			return Daemon{}, invalid("configuration%s: log_level = %q: want debug, info, warn or error", lineOf(text, toml.Key{"log_level"}), *f.LogLevel)
-		}
-	}
-	if d.Defaults, err = defaults(f.Defaults); err != nil {
-		return Daemon{}, fmt.Errorf("configuration, [defaults]: %w", err)
-	}
-	return d, nil
+	return nil
 }
 
 // defaults checks the default options of networks and returns them by their short names.

@@ -14,13 +14,13 @@ import (
 // FlushUDP forgets the UDP conversations with the host ports of forwards. The kernel looks at the DNAT rules only for
 // the first packet of a conversation, and a UDP client that keeps its port keeps the conversation alive: without this it
 // would go on talking to the container that had the port before, or to the host. Call it after Set, with the
-// forwards that came and those that went. Forwards of other protocols are ignored; a kernel without connection tracking
-// has nothing to forget.
+// forwards that came and those that went; their Target does not matter. Forwards of other protocols are ignored; a
+// kernel without connection tracking has nothing to forget.
 func FlushUDP(forwards []Forward) error {
 	for _, v6 := range []bool{false, true} {
 		m := udpMatch{}
 		for _, f := range forwards {
-			if f.Proto == usernet.UDP && f.Target.Addr().Is6() == v6 {
+			if f.Proto == usernet.UDP && (!f.HostIP.IsValid() || f.HostIP.Is6() == v6) {
 				m.ports = append(m.ports, f)
 			}
 		}
@@ -61,7 +61,7 @@ func (m udpMatch) flush(v6 bool) error {
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
 		return nil // no connection tracking in this kernel
 	case errors.Is(err, netlink.ErrDumpInterrupted):
-		return nil // the table changed meanwhile; what was in it before has been seen
+		return nil // the table was resized meanwhile; trying again would promise no more
 	}
 	return err
 }

@@ -114,10 +114,7 @@ func (f *Firewall) Check() (repaired bool, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("check %s rules: %w", fam, err))
 		}
-		if did {
-			f.log.Info("somebody changed the firewall: put our rules back", "family", fam)
-			repaired = true
-		}
+		repaired = repaired || did
 	}
 	return repaired, errors.Join(errs...)
 }
@@ -142,6 +139,11 @@ func (s State) check() error {
 	for _, n := range s.Networks {
 		if !plain(n.Bridge) {
 			return fmt.Errorf("bridge name %q cannot be used in a firewall rule: %w", n.Bridge, usernet.ErrInvalid)
+		}
+		for _, f := range n.Forwards {
+			if !f.valid() {
+				return fmt.Errorf("forward %+v on %s: %w", f, n.Bridge, usernet.ErrInvalid)
+			}
 		}
 	}
 	return nil

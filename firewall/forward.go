@@ -5,10 +5,18 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/usernet/usernet"
 )
 
+func (f Forward) valid() bool {
+	target := f.Target.Addr()
+	return (f.Proto == usernet.TCP || f.Proto == usernet.UDP || f.Proto == usernet.SCTP) && f.HostPort != 0 &&
+		f.Target.Port() != 0 && target.IsValid() && target == target.Unmap().WithZone("")
+}
+
 // forwardRules are the DNAT rules of forwards whose target is of the family, a range of ports that keep their numbers
-// being one rule. A shifted range (hosts's 8000-8009 to the container's 80-89) is one rule per port: iptables could
+// being one rule. A shifted range (the host's 8000-8009 to the container's 80-89) is one rule per port: iptables could
 // write it as IP:80-89/8000, but the kernel then takes the next port of the range when a connection would clash with
 // another one of the client's, and the client talks to the wrong service.
 func forwardRules(forwards []Forward, v6 bool) []string {
@@ -30,10 +38,11 @@ func forwardRules(forwards []Forward, v6 bool) []string {
 	return out
 }
 
-// translated tells whether the kernel forwards f: not from loopback, and not from an address of the other family; the
-// relay does that.
+// translated tells whether the kernel forwards f. The relay does what it cannot: from loopback, from an IPv6 link-local
+// address, whose clients cannot be routed, and from an address of the other family.
 func (f Forward) translated() bool {
-	return !f.HostIP.IsValid() || !f.HostIP.IsLoopback() && f.HostIP.Is4() == f.Target.Addr().Is4()
+	ip := f.HostIP
+	return !ip.IsValid() || ip.Is4() == f.Target.Addr().Is4() && !ip.IsLoopback() && !(ip.Is6() && ip.IsLinkLocalUnicast())
 }
 
 // continues tells whether f is the next port of a range that ends with prev and keeps its numbers.

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/usernet/usernet"
 )
 
 // counter stands between the firewall and one variant of iptables and counts the executions.
@@ -42,7 +44,7 @@ func count(t *testing.T, variant string) *counter {
 	return c
 }
 
-// since returns the executions since it was last called, without those of the test's own -S.
+// since returns the executions since it was last called, the test's own included.
 func (c *counter) since() []string {
 	c.t.Helper()
 	b, err := os.ReadFile(c.log)
@@ -272,6 +274,26 @@ func TestSetRefusesBridgeNames(t *testing.T) {
 	for _, name := range []string{"", "un+", "un a", "un\n-A", "-j", `u"n`, "a-name-of-too-many-bytes"} {
 		if err := f.Set(State{Networks: []Network{{Bridge: name, Subnets: subnetsA}}}); err == nil {
 			t.Errorf("Set took a bridge called %q", name)
+		}
+	}
+}
+
+func TestSetRefusesForwards(t *testing.T) {
+	f := newFirewall(t)
+	good := Forward{Proto: "tcp", HostPort: 80, Target: netip.MustParseAddrPort("10.200.1.2:80")}
+	for name, spoil := range map[string]func(*Forward){
+		"protocol":     func(f *Forward) { f.Proto = "tcp\n-A" },
+		"no host port": func(f *Forward) { f.HostPort = 0 },
+		"no port":      func(f *Forward) { f.Target = netip.AddrPortFrom(f.Target.Addr(), 0) },
+		"no target":    func(f *Forward) { f.Target = netip.AddrPort{} },
+		"mapped":       func(f *Forward) { f.Target = netip.MustParseAddrPort("[::ffff:10.200.1.2]:80") },
+		"zone":         func(f *Forward) { f.Target = netip.MustParseAddrPort("[fe80::2%lo]:80") },
+	} {
+		bad := good
+		spoil(&bad)
+		err := f.Set(State{Networks: []Network{{Bridge: "una", Subnets: subnetsA, Forwards: []Forward{good, bad}}}})
+		if !errors.Is(err, usernet.ErrInvalid) {
+			t.Errorf("%s: Set = %v, want ErrInvalid", name, err)
 		}
 	}
 }

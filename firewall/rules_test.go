@@ -36,6 +36,7 @@ func TestForwardRules(t *testing.T) {
 		{"left to the relay", []Forward{
 			f("tcp", "127.0.0.1", 80, "10.0.0.2:80"), f("tcp", "127.8.8.8", 80, "10.0.0.2:80"), f("tcp", "::1", 80, "10.0.0.2:80"),
 			f("tcp", "2001:db8::1", 80, "10.0.0.2:80"), f("tcp", "::", 80, "10.0.0.2:80")}, nil, false},
+		{"left to the relay, IPv6", []Forward{f("tcp", "fe80::1%eth0", 80, "[fd00::2]:80"), f("tcp", "::1", 80, "[fd00::2]:80")}, nil, true},
 		{"range, unsorted", []Forward{f("tcp", "", 82, "10.0.0.2:82"), f("tcp", "", 80, "10.0.0.2:80"), f("tcp", "", 81, "10.0.0.2:81")},
 			[]string{"-p tcp -m tcp --dport 80:82 -j DNAT --to-destination 10.0.0.2"}, false},
 		{"range with a hole", []Forward{f("tcp", "", 80, "10.0.0.2:80"), f("tcp", "", 82, "10.0.0.2:82")},

@@ -290,7 +290,7 @@ func TestFlushUDP(t *testing.T) {
 		set(t, fw, s)
 		exchange(t, c, "a1 saw "+h.client.pick(v6).String()) // the test's premise
 		for range 2 {
-			if err := FlushUDP(append(publish(8080, h.a1, 80), publish(8080, h.a2, 80)...)); err != nil {
+			if err := FlushUDP([]Forward{{Proto: usernet.UDP, HostPort: 8080}, {Proto: usernet.TCP, HostPort: 8081}}); err != nil {
 				t.Fatal(err)
 			}
 		}

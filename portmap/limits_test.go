@@ -160,6 +160,8 @@ func TestTCPSurvivesALackOfDescriptors(t *testing.T) {
 	m.log = slog.New(h)
 	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
 
+	// The relay must wait for a client by now: accept(2) without a descriptor fails even if there is none.
+	exchange(t, dial(t, at(f, "127.0.0.1")), "hello")
 	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

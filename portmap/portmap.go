@@ -124,8 +124,8 @@ func New(log *slog.Logger) *Mapper {
 // can never succeed gives one that wraps usernet.ErrInvalid.
 //
 // SCTP ports are only reserved: the Forward carries no traffic.
-func (m *Mapper) Publish(req Request) (_ *Forward, err error) {
-	req, err = req.check()
+func (m *Mapper) Publish(req Request) (*Forward, error) {
+	req, err := req.check()
 	if err != nil {
 		return nil, err
 	}
@@ -137,14 +137,14 @@ func (m *Mapper) Publish(req Request) (_ *Forward, err error) {
 }
 
 // claim takes the first free one of the ports that would do.
-func (m *Mapper) claim(req Request) (_ *claim, err error) {
+func (m *Mapper) claim(req Request) (*claim, error) {
 	ports, err := candidates(req.Port)
 	if err != nil {
 		return nil, err
 	}
 	// What the kernel chose in vain stays bound until the end, or it would choose the same again.
 	var spoiled undo.List
-	defer func() { err = errors.Join(err, spoiled.Close()) }()
+	defer spoiled.Close()
 	var first *takenError
 	for _, port := range ports {
 		c, err := m.try(req, port)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -296,45 +297,67 @@ func TestUDPFlowEndsWhenIdle(t *testing.T) {
 	}
 }
 
-// Packets of either direction keep a flow: here for more than twice the idle time.
+// Packets of either direction keep a flow: one is kept by its client, the other by the container, for longer than
+// the idle time.
 func TestUDPFlowLivesWhileUsed(t *testing.T) {
-	const idle = 400 * time.Millisecond
-	for name, fromClient := range map[string]bool{"client": true, "server": false} {
-		t.Run("by the "+name, func(t *testing.T) {
-			m := newMapper(t)
-			m.limits.idle = idle
-			server := udpServer(t, container, 0)
-			server.SetDeadline(time.Now().Add(patience))
-			f := publish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
-			c := udpClient(t, at(f, "127.0.0.1"))
-			c.Write([]byte("hello"))
-			b := make([]byte, 10)
-			_, flow, err := server.ReadFromUDPAddrPort(b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			tick := time.NewTicker(idle / 8)
-			defer tick.Stop()
-			for range 20 {
-				<-tick.C
-				if fromClient {
-					c.Write([]byte("tick"))
-					var from netip.AddrPort
-					if _, from, err = server.ReadFromUDPAddrPort(b); from != flow {
-						t.Fatalf("it arrived from %v (%v), want the one flow, %v", from, err, flow)
-					}
-				} else {
-					server.WriteToUDPAddrPort([]byte("tick"), flow)
-					if _, err := c.Read(b); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			if got, want := f.Stats(), (Stats{Accepted: 1, Active: 1}); got != want {
-				t.Errorf("stats %+v, want %+v", got, want)
-			}
-		})
+	const idle = time.Second
+	m := newMapper(t)
+	m.limits.idle = idle
+	server := udpServer(t, container, 0)
+	server.SetDeadline(time.Now().Add(patience))
+	f := publish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
+	talks, listens := udpClient(t, at(f, "127.0.0.1")), udpClient(t, at(f, "::1"))
+	b := make([]byte, 10)
+	var flows [2]netip.AddrPort // as the container sees them
+	for i, c := range []*net.UDPConn{talks, listens} {
+		c.Write([]byte("hello"))
+		var err error
+		if _, flows[i], err = server.ReadFromUDPAddrPort(b); err != nil {
+			t.Fatal(err)
+		}
 	}
+	tick := time.NewTicker(idle / 10)
+	defer tick.Stop()
+	for range 15 {
+		<-tick.C
+		talks.Write([]byte("tick"))
+		if _, from, err := server.ReadFromUDPAddrPort(b); from != flows[0] {
+			t.Fatalf("the client's came from %v (%v), want the one flow, %v", from, err, flows[0])
+		}
+		server.WriteToUDPAddrPort([]byte("tock"), flows[1])
+		if _, err := listens.Read(b); err != nil {
+			t.Fatalf("the container's: %v", err)
+		}
+	}
+	if got, want := f.Stats(), (Stats{Accepted: 2, Active: 2}); got != want {
+		t.Errorf("stats %+v, want %+v", got, want)
+	}
+}
+
+func TestFlowTableClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		flows := newFlowTable(limits{flows: 10, idle: 90 * time.Second})
+		f := &flow{key: flowKey{client: netip.MustParseAddrPort("192.0.2.1:5000")}}
+		flows.add(f)
+		time.Sleep(60 * time.Second)
+		if left := flows.expire(f); left != 30*time.Second {
+			t.Errorf("after 60 s of 90 it has %v left", left)
+		}
+		if flows.use(f.key) != f {
+			t.Error("the flow is gone before its time")
+		}
+		time.Sleep(89 * time.Second)
+		if left := flows.expire(f); left != time.Second {
+			t.Errorf("89 s after its last packet it has %v left", left)
+		}
+		time.Sleep(time.Second)
+		if left := flows.expire(f); left != 0 {
+			t.Errorf("90 s after its last packet it has %v left", left)
+		}
+		if flows.use(f.key) != nil {
+			t.Error("the flow outlived its time")
+		}
+	})
 }
 
 func TestUDPTooManyFlowsEvictsTheIdlest(t *testing.T) {

@@ -2,9 +2,7 @@ package usermode
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -134,24 +132,25 @@ func addContainer(t *testing.T, g *Gateway, name string, addrs ...netip.Prefix) 
 		}
 		return nil
 	})
-	for _, a := range addrs {
-		awaitRefusal(t, g, a.Addr())
-	}
+	awaitUp(t, g.Netns(), name)
+	awaitUp(t, ns, "eth0")
 	return ns
 }
 
-// awaitRefusal returns when a is there to refuse a connection: the kernel takes a moment to bring a bridge port up, and
-// what is sent before is lost.
-func awaitRefusal(t *testing.T, g *Gateway, a netip.Addr) {
+// awaitUp waits until the kernel has the link running: it takes a moment, and what is sent before is lost.
+func awaitUp(t *testing.T, ns *netns.NS, name string) {
 	t.Helper()
-	const tcpmux = 1
-	dial := func() error {
-		_, err := net.DialTimeout("tcp", netip.AddrPortFrom(a, tcpmux).String(), 5*time.Second)
-		return err
-	}
-	if err := g.Netns().Do(dial); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Fatalf("%s is not reached: %v", a, err)
-	}
+	nettest.Handle(t, ns, func(h *netlink.Handle) error {
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			link, err := h.LinkByName(name)
+			if err != nil || link.Attrs().OperState == netlink.OperUp {
+				return err
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%s is %s", name, link.Attrs().OperState)
+			}
+		}
+	})
 }
 
 // inside runs f in ns and returns its result.

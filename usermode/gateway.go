@@ -29,23 +29,23 @@ type Config struct {
 	Dir      string // directory in which fabrics are pinned, on a mount that outlives the process
 	Bridge   string // name of the bridge in the fabric, which package endpoint makes
 	Subnets  []usernet.Subnet
-	MTU      int                   // bytes; 0 means 1500
+	MTU      int                   // bytes, at least 1280 unless Internal; 0 means 1500
 	Internal bool                  // no way out of the network and none in
-	Blocked  func(netip.Addr) bool // further addresses that containers must not reach; may be nil
+	Blocked  func(netip.Addr) bool // further addresses that containers must not reach; must not wait; may be nil
 	Log      *slog.Logger          // nil: nothing is logged
 
 	NoOffload bool // keep segmentation and checksum offload of the TUN device off, though the kernel has it
 }
 
-// Gateway is one network's open fabric. Its methods may be called from several goroutines.
+// Gateway is one network's open fabric. Its methods may be called from several goroutines, Close last.
 type Gateway struct {
 	cfg       Config
 	netns     *netns.NS
-	tun       *os.File // nil on an internal network
-	netstack  *netstack
-	offload   bool  // the TUN device takes and gives GSO packets and partial checksums
-	divertErr error // why sockets in the fabric cannot take foreign addresses; nil: they can
-	ipv6      bool  // the fabric speaks IPv6
+	tun       *os.File  // nil on an internal network
+	netstack  *netstack // nil likewise
+	offload   bool      // the TUN device takes and gives GSO packets and partial checksums
+	divertErr error     // why sockets in the fabric cannot take foreign addresses; nil: they can
+	ipv6      bool      // the fabric speaks IPv6
 	undo      undo.List
 }
 
@@ -54,8 +54,8 @@ var errInternal = errors.New("the network is internal")
 
 // Open enters the fabric of the network cfg.ID, making and pinning it first where it does not exist, and declares its
 // state: system settings, the TUN device, routes and the rule for published ports. It may be called again after the
-// process died at any instant; what containers have in the fabric stays. Only one Gateway can hold a fabric at a
-// time: the second gets EBUSY. The caller ends it with Close.
+// process died at any instant; what containers have in the fabric stays. A fabric that it made goes again when the rest
+// fails. Only one Gateway can hold a fabric at a time: the second gets EBUSY. The caller ends it with Close.
 func Open(cfg Config) (_ *Gateway, err error) {
 	path, err := pinPath(cfg.Dir, cfg.ID)
 	if err != nil {
@@ -68,14 +68,16 @@ func Open(cfg Config) (_ *Gateway, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{cfg: cfg}
+	var unpin undo.List // only of what this call pinned
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("open fabric %s: %w", filepath.Base(path), err), g.Close())
+			err = errors.Join(fmt.Errorf("open fabric %s: %w", filepath.Base(path), err), g.Close(), unpin.Close())
 		}
 	}()
 	g.netns, err = netns.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		g.netns, err = netns.Create(path)
+		unpin.Push(func() error { return netns.Remove(path) })
 	}
 	if err != nil {
 		return nil, err

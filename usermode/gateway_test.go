@@ -179,10 +179,12 @@ func TestOpenWithoutTheTUNDriver(t *testing.T) {
 	}
 	defer unix.Unmount("/dev/net", 0)
 	cfg := testConfig(t.TempDir())
-	defer Remove(cfg.Dir, cfg.ID)
 	_, err := Open(cfg)
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/dev/net/tun") {
 		t.Errorf("Open: %v, want a word about /dev/net/tun", err)
+	}
+	if ids, err := Pinned(cfg.Dir); len(ids) != 0 || err != nil {
+		t.Errorf("pinned after a failed Open: %q, %v", ids, err)
 	}
 }
 

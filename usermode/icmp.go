@@ -1,6 +1,7 @@
 package usermode
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -23,6 +24,8 @@ const (
 	maxEchoes       = 4096
 	maxClientEchoes = 512
 	echoTimeout     = 15 * time.Second
+
+	echoBuffer = 4 << 20
 )
 
 // echoRelay carries ICMP echo on: a container's request is sent to its destination by a socket of the host, and the
@@ -102,8 +105,10 @@ func (r *echoRelay) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 		client: id.RemoteAddress, dialled: id.LocalAddress, host: host, sent: time.Now(),
 		id: header.ICMPv4(h).Ident(), seq: header.ICMPv4(h).Sequence(), // both versions have them in the same place
 	}
-	if seq, ok := s.register(e); ok {
-		s.send(message, seq, host)
+	if seq, ok := s.register(e); ok && s.send(message, seq, host) != nil {
+		s.mu.Lock()
+		s.forgetLocked(seq, e)
+		s.mu.Unlock()
 	}
 	return true
 }
@@ -157,6 +162,10 @@ func (s *echoSocket) dial() error {
 	if err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("open ICMP socket: %w", err)
+	}
+	// Requests to neighbours that are not there stay in the buffer for three seconds, and others must fit beside them.
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, echoBuffer) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, echoBuffer)
 	}
 	f := os.NewFile(uintptr(fd), "icmp")
 	defer f.Close()
@@ -234,8 +243,8 @@ func (s *echoSocket) forgetLocked(seq uint16, e echo) {
 	s.relay.pending.put(toAddr(e.client))
 }
 
-// send sends message with our identifier and seq to host. It does not wait.
-func (s *echoSocket) send(message []byte, seq uint16, host netip.Addr) {
+// send sends message with our identifier and seq to host. It does not wait: an error is an echo without a reply.
+func (s *echoSocket) send(message []byte, seq uint16, host netip.Addr) error {
 	h := header.ICMPv4(message)
 	h.SetIdent(s.ident)
 	h.SetSequence(seq)
@@ -247,10 +256,12 @@ func (s *echoSocket) send(message []byte, seq uint16, host netip.Addr) {
 		h.SetChecksum(0)
 		h.SetChecksum(^checksum.Checksum(message, 0))
 	}
-	s.raw.Write(func(fd uintptr) bool {
-		unix.Sendto(int(fd), message, 0, to) // an error is an echo that gets no reply
+	var serr error
+	err := s.raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendto(int(fd), message, 0, to)
 		return true
 	})
+	return errors.Join(err, serr)
 }
 
 // receive sends replies on until the socket is closed.

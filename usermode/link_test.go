@@ -161,8 +161,8 @@ func FuzzFrame(f *testing.F) {
 		mark := rand.Uint32()
 		ask := binary.BigEndian.AppendUint32(nil, mark)
 		s.send(t, echoRequest(netip.MustParseAddr("10.200.8.77"), host4.Addr(), uint16(mark), uint16(mark>>16), ask))
-		for {
-			p := s.next(t, 5*time.Second)
+		for deadline := time.Now().Add(5 * time.Second); ; {
+			p := s.next(t, time.Until(deadline))
 			if p == nil {
 				t.Fatalf("netstack is dead after %x", frame)
 			}

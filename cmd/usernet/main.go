@@ -31,6 +31,7 @@ type command struct {
 
 var commands = []command{
 	{"serve", "", "run the daemon that Docker's networks live in", (*program).serve},
+	{"plugin", "", "run the daemon as a managed Docker plugin", (*program).plugin},
 	{"ps", "", "list networks, endpoints and published ports", (*program).ps},
 	{"port", "add|rm ENDPOINT PORT...", "publish or release ports of a running container", (*program).port},
 	{"network", "rm NETWORK...", "remove networks that the engine has forgotten", (*program).network},

@@ -192,7 +192,7 @@ func endpointOf(req CreateEndpointRequest) (ep usernet.Endpoint, err error) {
 		return ep, invalid("address %.64q: want an IPv6 address in CIDR notation", ifc.AddressIPv6)
 	}
 	if ifc.MacAddress != "" {
-		if ep.MAC, err = net.ParseMAC(ifc.MacAddress); err != nil || len(ep.MAC) != 6 || ep.MAC[0]&1 != 0 || ep.MAC.String() == "00:00:00:00:00:00" {
+		if ep.MAC, err = net.ParseMAC(ifc.MacAddress); err != nil || !station(ep.MAC) {
 			return ep, invalid("MAC address %.64q: want the six bytes of one station", ifc.MacAddress)
 		}
 	}
@@ -212,6 +212,11 @@ func endpointOf(req CreateEndpointRequest) (ep usernet.Endpoint, err error) {
 	// The ports are published later, but bad ones are better refused before anything is set up.
 	_, err = portsOf(req.Options)
 	return ep, err
+}
+
+// station reports whether a link can have the address: an Ethernet address of no group and not all zero.
+func station(mac net.HardwareAddr) bool {
+	return len(mac) == 6 && mac[0]&1 == 0 && !slices.Equal(mac, make([]byte, 6))
 }
 
 func interfaceAddress(s string) (netip.Prefix, error) {

@@ -1,4 +1,5 @@
-// Package sock opens the unix sockets that the daemon listens on: those that systemd hands over, and its own.
+// Package sock opens the unix sockets that the daemon listens on, those that systemd hands over and its own, and serves
+// HTTP on them.
 package sock
 
 import (

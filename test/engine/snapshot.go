@@ -122,7 +122,7 @@ func (e *Engine) routes(context.Context) (lines []string, err error) {
 
 var (
 	counters  = regexp.MustCompile(`\[\d+:\d+\]`)
-	untouched = regexp.MustCompile(`^:[A-Z]+ ACCEPT`) // a built-in chain: its table may not have been looked at before
+	untouched = regexp.MustCompile(`^:[A-Z]+ (ACCEPT|DROP)`) // a built-in chain: Docker makes tables and sets policies at first need
 )
 
 func (e *Engine) firewall(save string) func(context.Context) ([]string, error) {
