@@ -74,6 +74,9 @@ func Network(n usernet.Network) error {
 	if n.IPv6 && n.MTU() < minMTU6 {
 		return invalid("MTU %d: IPv6 needs %d bytes (RFC 8200)", n.MTU(), minMTU6)
 	}
+	if n.Options.Mode == usernet.Usermode && n.MTU() < minMTU6 {
+		return invalid("MTU %d: networks of mode usermode need %d bytes", n.MTU(), minMTU6) // of gVisor's IPv6, used or not
+	}
 	if len(n.Subnets) > maxSubnets {
 		return invalid("network: %d subnets, want at most %d", len(n.Subnets), maxSubnets)
 	}

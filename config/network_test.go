@@ -34,6 +34,8 @@ func TestNetwork(t *testing.T) {
 
 		{"MTU too small", usernet.Network{Options: mtu(67)}, "invalid MTU 67: want 68 to 65535 bytes"},
 		{"MTU too small for IPv6", usernet.Network{IPv6: true, Options: mtu(1279)}, "invalid MTU 1279: IPv6 needs 1280 bytes (RFC 8200)"},
+		{"MTU too small for usermode", usernet.Network{Options: usernet.Options{Mode: usernet.Usermode, MTU: 1279}},
+			"invalid MTU 1279: networks of mode usermode need 1280 bytes"},
 		{"IPv6 off", usernet.Network{Subnets: []usernet.Subnet{sub("fd00::/64", "")}}, "invalid subnet fd00::/64: IPv6 is not enabled on the network"},
 		{"many subnets", usernet.Network{Subnets: make([]usernet.Subnet, 65)}, "invalid network: 65 subnets, want at most 64"},
 		{"overlap", usernet.Network{Subnets: []usernet.Subnet{sub("10.0.0.0/8", ""), sub("10.1.0.0/24", "")}}, "invalid subnet 10.1.0.0/24: it overlaps 10.0.0.0/8"},

@@ -25,9 +25,7 @@ mkdir -p "$root/usr/bin" "$root/usr/sbin" "$root/run/docker/plugins" "$root/var/
 ln -s ../run "$root/var/run"
 
 version=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo unknown)}
-mkdir -p bin
-CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$version" -o bin/usernet ./cmd/usernet
-cp bin/usernet "$root/usr/bin/usernet"
+CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$version" -o "$root/usr/bin/usernet" ./cmd/usernet
 cp plugin.json "$out/config.json"
 
 # copy takes files as they are named into the root, with the libraries that they load.

@@ -109,11 +109,6 @@ func (r *rules) applyLocked() error {
 	if err := r.openLocked(); err != nil {
 		return err
 	}
-	if len(r.networks) == 0 {
-		err := r.fw.Close()
-		r.fw = nil
-		return err
-	}
 	state := firewall.State{Foreign: r.foreign}
 	for _, n := range r.networks {
 		state.Networks = append(state.Networks, n.Network)
@@ -140,7 +135,7 @@ func (r *rules) check() {
 	case err != nil:
 		r.log.Error("firewall is not checked", "error", err)
 	case repaired:
-		r.log.Warn("somebody changed our firewall rules; they are back")
+		r.log.Info("somebody changed the firewall; our rules are back")
 	}
 }
 

@@ -15,12 +15,16 @@ func (f Forward) valid() bool {
 		f.Target.Port() != 0 && target.IsValid() && target == target.Unmap().WithZone("")
 }
 
-// forwardRules are the DNAT rules of forwards whose target is of the family, a range of ports that keep their numbers
-// being one rule. A shifted range (the host's 8000-8009 to the container's 80-89) is one rule per port: iptables could
+// forwardRules are the DNAT rules of the network's forwards whose target is of the family, a range of ports that keep
+// their numbers being one rule. They pass over what comes from the network's own bridge: a container that calls a port
+// of its own network by the host's address gets the relay, as localhost does. Translated, it would have to be
+// masqueraded too, and sent back through the port it came from where net.bridge.bridge-nf-call-iptables is on.
+//
+// A shifted range (the host's 8000-8009 to the container's 80-89) is one rule per port: iptables could
 // write it as IP:80-89/8000, but the kernel then takes the next port of the range when a connection would clash with
 // another one of the client's, and the client talks to the wrong service.
-func forwardRules(forwards []Forward, v6 bool) []string {
-	fs := slices.Clone(forwards)
+func (n Network) forwardRules(v6 bool) []string {
+	fs := slices.Clone(n.Forwards)
 	fs = slices.DeleteFunc(fs, func(f Forward) bool { return f.Target.Addr().Is4() == v6 || !f.translated() })
 	slices.SortFunc(fs, func(a, b Forward) int {
 		return cmp.Or(cmp.Compare(a.Proto, b.Proto), a.HostIP.Compare(b.HostIP), cmp.Compare(a.HostPort, b.HostPort),
@@ -28,12 +32,12 @@ func forwardRules(forwards []Forward, v6 bool) []string {
 	})
 	var out []string
 	for len(fs) > 0 {
-		n := 1
-		for n < len(fs) && fs[n].continues(fs[n-1]) {
-			n++
+		k := 1
+		for k < len(fs) && fs[k].continues(fs[k-1]) {
+			k++
 		}
-		out = append(out, rangeRule(fs[0], fs[n-1]))
-		fs = fs[n:]
+		out = append(out, n.rangeRule(fs[0], fs[k-1]))
+		fs = fs[k:]
 	}
 	return out
 }
@@ -53,7 +57,7 @@ func (f Forward) continues(prev Forward) bool {
 	return prev.HostPort == prev.Target.Port() && next.HostPort != 0 && f == next
 }
 
-func rangeRule(first, last Forward) string {
+func (n Network) rangeRule(first, last Forward) string {
 	var dst string
 	if first.HostIP.IsValid() && !first.HostIP.IsUnspecified() {
 		dst = fmt.Sprintf("-d %s ", netip.PrefixFrom(first.HostIP, first.HostIP.BitLen()))
@@ -62,5 +66,5 @@ func rangeRule(first, last Forward) string {
 	if last != first {
 		ports, to = fmt.Sprintf("%d:%d", first.HostPort, last.HostPort), first.Target.Addr().String()
 	}
-	return fmt.Sprintf("%s-p %s -m %[2]s --dport %s -j DNAT --to-destination %s", dst, first.Proto, ports, to)
+	return fmt.Sprintf("%s! -i %s -p %s -m %[3]s --dport %s -j DNAT --to-destination %s", dst, n.Bridge, first.Proto, ports, to)
 }

@@ -64,14 +64,12 @@ const golden4 = `*mangle
 -A PREROUTING -m addrtype --dst-type LOCAL -j USERNET-DNAT
 -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j USERNET-DNAT
 -A POSTROUTING -j USERNET-POSTROUTING
--A USERNET-DNAT -p sctp -m sctp --dport 5000 -j DNAT --to-destination 10.200.1.3:5000
--A USERNET-DNAT -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.200.1.2:80
--A USERNET-DNAT -p tcp -m tcp --dport 9000:9002 -j DNAT --to-destination 10.200.1.2
--A USERNET-DNAT -d 192.0.2.1/32 -p udp -m udp --dport 53 -j DNAT --to-destination 10.200.1.2:53
+-A USERNET-DNAT ! -i una -p sctp -m sctp --dport 5000 -j DNAT --to-destination 10.200.1.3:5000
+-A USERNET-DNAT ! -i una -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.200.1.2:80
+-A USERNET-DNAT ! -i una -p tcp -m tcp --dport 9000:9002 -j DNAT --to-destination 10.200.1.2
+-A USERNET-DNAT -d 192.0.2.1/32 ! -i una -p udp -m udp --dport 53 -j DNAT --to-destination 10.200.1.2:53
 -A USERNET-POSTROUTING -s 10.200.1.0/24 ! -o una -j MASQUERADE
--A USERNET-POSTROUTING -s 10.200.1.0/24 -o una -m conntrack --ctstate DNAT -j MASQUERADE
 -A USERNET-POSTROUTING -s 10.200.2.0/24 ! -o unb -j SNAT --to-source 192.0.2.9
--A USERNET-POSTROUTING -s 10.200.2.0/24 -o unb -m conntrack --ctstate DNAT -j MASQUERADE
 *filter
 -P INPUT ACCEPT
 -P FORWARD ACCEPT
@@ -106,9 +104,8 @@ const golden6 = `*mangle
 -A PREROUTING ! -s fe80::/10 -m addrtype --dst-type LOCAL -j USERNET-DNAT
 -A OUTPUT ! -s fe80::/10 ! -d ::1/128 -m addrtype --dst-type LOCAL -j USERNET-DNAT
 -A POSTROUTING -j USERNET-POSTROUTING
--A USERNET-DNAT -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:1::2]:80
+-A USERNET-DNAT ! -i una -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:1::2]:80
 -A USERNET-POSTROUTING -s fd00:1::/64 ! -o una -j MASQUERADE
--A USERNET-POSTROUTING -s fd00:1::/64 -o una -m conntrack --ctstate DNAT -j MASQUERADE
 *filter
 -P INPUT ACCEPT
 -P FORWARD ACCEPT

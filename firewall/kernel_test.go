@@ -171,7 +171,7 @@ func TestCheckRepairs(t *testing.T) {
 		"flushed IPv6":      {"ip6tables -t mangle -F"},
 		"everything gone":   {"iptables -F", "iptables -X", "iptables -t nat -F", "iptables -t nat -X", "iptables -t mangle -F", "iptables -t mangle -X"},
 		"chain gone":        {"iptables -F", "iptables -X USERNET-FORWARD"},
-		"rule deleted":      {"iptables -t nat -D USERNET-DNAT -p tcp --dport 8080 -j DNAT --to-destination 10.200.1.2:80"},
+		"rule deleted":      {"iptables -t nat -D USERNET-DNAT ! -i una -p tcp --dport 8080 -j DNAT --to-destination 10.200.1.2:80"},
 		"rule added":        {"iptables -t nat -A USERNET-DNAT -p tcp --dport 22 -m comment --comment odd\"one -j DNAT --to-destination 10.200.1.2:22"},
 		"rule doubled":      {"iptables -A USERNET-FORWARD -i una -j ACCEPT"},
 		"jump doubled":      {"iptables -A FORWARD -j USERNET-FORWARD"},

@@ -100,7 +100,7 @@ func rules(s State, v6 bool) ruleset {
 		for _, subnet := range subnets {
 			r.translateSource(n, subnet)
 		}
-		for _, rule := range forwardRules(n.Forwards, v6) {
+		for _, rule := range n.forwardRules(v6) {
 			r.add(dnat, "%s", rule)
 		}
 	}
@@ -118,9 +118,6 @@ func (r ruleset) translateSource(n Network, subnet netip.Prefix) {
 		}
 		r.add(postrouting, "-s %s ! -o %s -j %s", subnet.Masked(), n.Bridge, target)
 	}
-	// A container that reaches a published port of its own network by the host's address: without the host as the
-	// source, the other one answers it directly, past the connection tracking that has to turn the answer back.
-	r.add(postrouting, "-s %s -o %s -m conntrack --ctstate DNAT -j MASQUERADE", subnet.Masked(), n.Bridge)
 }
 
 func (s State) owns(bridge string) bool {

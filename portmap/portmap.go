@@ -17,8 +17,8 @@ import (
 	"github.com/usernet/usernet/internal/undo"
 )
 
-// Dialer opens the container's side of a connection. Neither method may block for long without a reason: DialTCP
-// ends when ctx does, DialUDP waits for nobody. The caller closes what they return.
+// Dialer opens the container's side of a connection. DialTCP gives up when ctx ends; DialUDP waits for nobody. The
+// caller closes what they return.
 //
 // client is the address the traffic came from. A Dialer that can shows it to the container as the source. It may be
 // of the other family than target, and a link-local one carries its zone; then, or when the container already has a

@@ -2,11 +2,11 @@ package portmap
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -117,9 +117,7 @@ func TestTCPBothFamiliesAndHalfClose(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMapper(t)
 			request := make([]byte, 3<<20)
-			for i := range request {
-				request[i] = byte(rand.Uint32())
-			}
+			rand.Read(request)
 			// It answers only after the end of the request: with a digest, and then for long.
 			answer := bytes.Repeat([]byte("to the client "), 1<<18)
 			port := serve(t, addr(tt.want), func(c *net.TCPConn) {

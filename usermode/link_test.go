@@ -11,11 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-
-	"gvisor.dev/gvisor/pkg/buffer"
 )
 
 func TestClassify(t *testing.T) {
@@ -235,6 +234,7 @@ func TestGarbage(t *testing.T) {
 func TestSYNFlood(t *testing.T) {
 	s := newTestStack(t)
 	s.relays.pending.each, s.relays.pending.total = 20, 30
+	s.relays.patience = 2 * time.Second
 	s.start(t)
 	to := listenTCP(t, host4.Addr(), func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
 	for port := uint16(1); port <= 100; port++ {
@@ -259,6 +259,11 @@ func TestSYNFlood(t *testing.T) {
 	if len(answered) > 20 {
 		t.Errorf("%d handshakes of one container at a time, want 20", len(answered))
 	}
+	eventually(t, "the handshakes are given up", func() bool {
+		s.relays.pending.mu.Lock()
+		defer s.relays.pending.mu.Unlock()
+		return s.relays.pending.used == 0
+	})
 }
 
 // What belongs to no connection, as after a restart of the daemon, is answered with a reset: the container must not

@@ -124,6 +124,7 @@ func addHost(t testing.TB) {
 		if err := nettest.Addr(h, attrs.Name, a); err != nil {
 			t.Fatal(err)
 		}
+		awaitLocal(t, h, a.Addr())
 	}
 }
 
@@ -169,6 +170,7 @@ func addTestTUN(t testing.TB, ns *netns.NS, v variant) *os.File {
 			if err := nettest.Addr(h, name, a); err != nil {
 				return err
 			}
+			awaitLocal(t, h, a.Addr())
 		}
 		for _, all := range []string{"0.0.0.0/0", "::/0"} {
 			_, dst, _ := net.ParseCIDR(all)
@@ -179,6 +181,15 @@ func addTestTUN(t testing.TB, ns *netns.NS, v variant) *os.File {
 		return nil
 	})
 	return tun
+}
+
+// awaitLocal waits until the kernel takes packets for a: for IPv6, it makes itself the route for that in its own time.
+func awaitLocal(t testing.TB, h *netlink.Handle, a netip.Addr) {
+	t.Helper()
+	eventually(t, a.String()+" is local", func() bool {
+		routes, err := h.RouteGet(a.AsSlice())
+		return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+	})
 }
 
 // dial connects from the container.

@@ -40,6 +40,7 @@ type tcpRelays struct {
 	dialer    net.Dialer
 	pending   *quota // connections that are being made
 	made      *quota
+	patience  time.Duration // handshakeTimeout
 
 	ctx    context.Context // done: no new connections, and those there are end
 	cancel context.CancelFunc
@@ -59,9 +60,10 @@ func newTCPRelays(st *stack.Stack, cfg netstackConfig) *tcpRelays {
 		dialer:  net.Dialer{Timeout: connectTimeout, KeepAliveConfig: keepAlive},
 		pending: newQuota(maxHandshakes, maxClientHandshakes),
 		made:    newQuota(maxConns, maxClientConns),
+
+		patience: handshakeTimeout,
 	}
-	// One plain connection for one plain connection. MPTCP is what Go dials for itself when asked, not what a
-	// container asked for, and its sockets cannot be spliced.
+	// Plain TCP, which is what the container asked for, whatever GODEBUG=multipathtcp says.
 	t.dialer.SetMultipathTCP(false)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.forwarder = tcp.NewForwarder(st, 0, maxHandshakes, t.handle)
@@ -142,7 +144,7 @@ func (t *tcpRelays) connect(r *tcp.ForwarderRequest) *relay {
 		return nil
 	}
 	queue := new(waiter.Queue)
-	giveUp := time.AfterFunc(handshakeTimeout, func() { t.abortHandshake(id) })
+	giveUp := time.AfterFunc(t.patience, func() { t.abortHandshake(id) })
 	ep, terr := r.CreateEndpoint(queue)
 	giveUp.Stop()
 	r.Complete(terr != nil)
@@ -198,7 +200,7 @@ func (t *tcpRelays) account(n int) {
 	t.conns += n
 	level := min(bits.Len(uint(t.conns/manyConns)), maxLevel)
 	// Not up and down again with every connection at the border.
-	if level > t.level || level < t.level-1 || t.conns == 0 {
+	if level > t.level || level < t.level-1 || t.conns == 0 && t.level > 0 {
 		if err := setTCPBuffers(t.stack, level); err == nil {
 			t.level = level
 		}

@@ -15,6 +15,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // noise is n bytes that are the same for the same seed.
@@ -223,7 +226,7 @@ func TestTCPMany(t *testing.T) {
 	i := 0
 	for c := range conns {
 		i++
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 		c.SetDeadline(time.Now().Add(10 * time.Second))
 		want := fmt.Sprintf("message %d", i)
 		got := make([]byte, len(want))
@@ -241,5 +244,32 @@ func TestTCPMany(t *testing.T) {
 	t.Logf("%d bytes for an idle connection and its ends", per)
 	if per > 100<<10 {
 		t.Errorf("%d bytes for an idle connection", per)
+	}
+}
+
+// With many connections, each gets less: netstack has no limit for all of them together.
+func TestTCPBuffersShrink(t *testing.T) {
+	s := newTestStack(t)
+	s.start(t)
+	limit := func() int {
+		var o tcpip.TCPReceiveBufferSizeRangeOption
+		if err := s.stack.TransportProtocolOption(tcp.ProtocolNumber, &o); err != nil {
+			t.Fatal(err)
+		}
+		return o.Max
+	}
+	for _, c := range []struct{ change, want int }{
+		{1, tcpReceiveMax},
+		{manyConns - 2, tcpReceiveMax},
+		{1, tcpReceiveMax / 2},
+		{-1, tcpReceiveMax / 2}, // not back at once
+		{maxConns, tcpReceiveMax >> maxLevel},
+		{-maxConns, tcpReceiveMax},
+		{1, tcpReceiveMax / 2},
+		{-manyConns, tcpReceiveMax},
+	} {
+		if s.relays.account(c.change); limit() != c.want {
+			t.Errorf("%d connections: %d bytes, want %d", s.relays.conns, limit(), c.want)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package usermode
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -146,7 +147,8 @@ func (t *udpFlows) open(id stack.TransportEndpointID, dst netip.AddrPort) (*udpF
 		f.idle = t.idleDNS
 	}
 	var err error
-	if f.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(dst)); err != nil {
+	dialer := net.Dialer{Control: noBroadcast}
+	if f.conn, err = dialer.DialUDP(context.Background(), "udp", netip.AddrPort{}, dst); err != nil {
 		return nil, err
 	}
 	if f.raw, err = f.conn.SyscallConn(); err != nil {
@@ -162,6 +164,14 @@ func (t *udpFlows) open(id stack.TransportEndpointID, dst netip.AddrPort) (*udpF
 	f.sendFn = f.write
 	f.last.Store(time.Now().UnixNano())
 	return f, nil
+}
+
+// noBroadcast takes back what package net allows every UDP socket: to connect to a broadcast address of the host's
+// network, which is not the container's.
+func noBroadcast(_, _ string, raw syscall.RawConn) error {
+	var serr error
+	err := raw.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0) })
+	return errors.Join(err, os.NewSyscallError("setsockopt", serr))
 }
 
 // add puts f into the table, makes room for it if need be, and starts its receiver.

@@ -50,7 +50,7 @@ func echoDatagram(t *testing.T, c net.Conn, b []byte) {
 	}
 	n, err := c.Read(got)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%d bytes: %v", len(b), err)
 	}
 	if !bytes.Equal(got[:n], b) {
 		t.Fatalf("%d bytes went, %d came back or were not the same", len(b), n)
@@ -108,6 +108,7 @@ func TestUDPRefused(t *testing.T) {
 		"nobody listens, IPv6":    netip.AddrPortFrom(host6.Addr(), 9),
 		"refused by the resolver": netip.AddrPortFrom(forbidden4, 53),
 		"host has no route":       netip.MustParseAddrPort("192.0.2.1:53"),
+		"the host's broadcast":    netip.MustParseAddrPort("10.200.9.255:9"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := b.mustDial(t, "udp", to)

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 
@@ -68,9 +69,9 @@ func table(w io.Writer, list []control.Network) error {
 	for _, n := range list {
 		for _, e := range n.Endpoints {
 			var addrs, ports []string
-			for _, a := range []string{prefixAddr(e.IPv4.IsValid(), e.IPv4.Addr().String()), prefixAddr(e.IPv6.IsValid(), e.IPv6.Addr().String())} {
-				if a != "" {
-					addrs = append(addrs, a)
+			for _, a := range []netip.Prefix{e.IPv4, e.IPv6} {
+				if a.IsValid() {
+					addrs = append(addrs, a.Addr().String())
 				}
 			}
 			for _, pt := range e.Ports {
@@ -84,13 +85,6 @@ func table(w io.Writer, list []control.Network) error {
 		}
 	}
 	return tw.Flush()
-}
-
-func prefixAddr(ok bool, s string) string {
-	if !ok {
-		return ""
-	}
-	return s
 }
 
 func orDash(items []string) string {

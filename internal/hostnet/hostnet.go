@@ -16,6 +16,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/dump"
 )
 
 // settle is how long Run lets events gather before it looks: a container that starts is a dozen of them.
@@ -120,28 +122,17 @@ func (w *Watcher) follow(ctx context.Context, events <-chan struct{}, changed fu
 
 // look takes a new snapshot and reports whether the bridges are others than before.
 func (w *Watcher) look() (news bool, err error) {
-	links, err := dump(netlink.LinkList)
+	links, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return false, fmt.Errorf("list links: %w", err)
 	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := dump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return false, fmt.Errorf("list addresses: %w", err)
 	}
 	s := evaluate(links, addrs, w.ours)
 	old := w.now.Swap(s)
 	return !slices.EqualFunc(old.bridges, s.bridges, Bridge.equal), nil
-}
-
-// dump repeats a listing that a change interrupted. The change is an event as well, so that after some tries an
-// inconsistent listing will do.
-func dump[T any](list func() ([]T, error)) (all []T, err error) {
-	for range 5 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return all, err
-		}
-	}
-	return all, nil
 }
 
 // evaluate is the pure part: which links are bridges of others, and where they are.

@@ -118,12 +118,18 @@ func (h *Host) LogSizes() map[string]int64 {
 	return sizes
 }
 
-// LogsSince returns what the daemons logged after sizes was taken; of much, the end.
+// LogsSince returns what the daemons logged after sizes was taken; of much, the end, and of Docker only what is not
+// merely informative.
 func (h *Host) LogsSince(sizes map[string]int64) string {
 	var b strings.Builder
 	for _, name := range []string{"dockerd", "usernet"} {
 		if fi, err := os.Stat(h.Log(name)); err == nil {
-			fmt.Fprintf(&b, "%s.log:\n%s\n", name, tail(h.Log(name), min(fi.Size()-sizes[name], 16<<10)))
+			fmt.Fprintf(&b, "%s.log:\n", name)
+			for line := range strings.Lines(tail(h.Log(name), min(fi.Size()-sizes[name], 32<<10))) {
+				if name != "dockerd" || !strings.Contains(line, "level=info") {
+					b.WriteString(line)
+				}
+			}
 		}
 	}
 	return b.String()
