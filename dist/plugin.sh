@@ -19,6 +19,11 @@ if [ -e "$out" ] && [ ! -e "$out/config.json" ]; then
 	echo "plugin.sh: $out is there and is not a plugin's directory" >&2
 	exit 1
 fi
+tables=$(command -v "${IPTABLES:-iptables}" || true)
+if [ -z "$tables" ] && [ -n "${IPTABLES:-}" ]; then
+	echo "plugin.sh: there is no $IPTABLES on this machine" >&2
+	exit 1
+fi
 rm -rf "$out"
 mkdir -p "$root/usr/bin" "$root/usr/sbin" "$root/run/docker/plugins" "$root/var/lib/usernet" "$root/etc"
 # The sandboxes of containers are below /var/run/docker, as Docker writes it.
@@ -40,7 +45,6 @@ copy() {
 	done
 }
 
-tables=$(command -v "${IPTABLES:-iptables}" || true)
 if [ -n "$tables" ]; then
 	multi=$(readlink -f "$tables")
 	copy "$multi"
@@ -53,9 +57,6 @@ if [ -n "$tables" ]; then
 		fi
 	done
 	echo "plugin.sh: $out is made, with $("$tables" --version)"
-elif [ -n "${IPTABLES:-}" ]; then
-	echo "plugin.sh: there is no $IPTABLES on this machine" >&2
-	exit 1
 else
 	echo "plugin.sh: $out is made, without iptables: networks of mode bridge will not work"
 fi

@@ -195,33 +195,42 @@ func (r *relay) down() error {
 	}
 	in := inflow{}
 	in.fillFn = in.fill
+	defer in.drop()
 	for {
-		if err := in.wait(raw); err == io.EOF {
-			if r.ep.Shutdown(tcpip.ShutdownWrite) != nil {
-				return errReset
-			}
-			return nil
-		} else if err != nil {
+		err := in.wait(raw)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
 			return err
 		}
-		for in.Len() > 0 {
-			_, err := r.ep.Write(&in, tcpip.WriteOptions{})
-			switch err.(type) {
-			case nil:
-				continue
-			case *tcpip.ErrWouldBlock:
-			default:
-				in.drop()
-				return errReset
-			}
-			select {
-			case <-ready:
-			case <-r.stopped:
-				in.drop()
-				return errReset
-			}
+		if err := r.push(&in, ready); err != nil {
+			return err
 		}
 	}
+	if r.ep.Shutdown(tcpip.ShutdownWrite) != nil {
+		return errReset
+	}
+	return nil
+}
+
+// push gives all of in to netstack, and waits on ready while netstack takes no more.
+func (r *relay) push(in *inflow, ready <-chan struct{}) error {
+	for in.Len() > 0 {
+		_, err := r.ep.Write(in, tcpip.WriteOptions{})
+		if err == nil {
+			continue
+		}
+		if _, full := err.(*tcpip.ErrWouldBlock); !full {
+			return errReset
+		}
+		select {
+		case <-ready:
+		case <-r.stopped:
+			return errReset
+		}
+	}
+	return nil
 }
 
 // inflow is what can be read from the host at the moment: a tcpip.Payloader that netstack reads straight into the
