@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -24,7 +25,7 @@ type container struct {
 	gateway    bool   // the engine published through this endpoint: the container's default route leads to us
 	ports      []*published
 	since      time.Time // when it came to its present state, for the sweeper
-	homeless   bool      // the last sweep found its link in the host's namespace and its sandbox gone
+	moved      bool      // its link was seen in a container since Join; it is not any more: it was handed back
 }
 
 // CreateEndpoint gives a container a place on a network and makes its link. The answer has the addresses and the MAC
@@ -97,7 +98,7 @@ func (n *network) address(c *container) error {
 		}
 	}
 	if c.MAC == nil {
-		c.MAC = randomMAC()
+		c.MAC = macFor(c.Endpoint)
 	}
 	return nil
 }
@@ -146,11 +147,20 @@ func (c *container) sandboxGone() bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// randomMAC is a locally administered unicast address.
-func randomMAC() net.HardwareAddr {
-	mac := make(net.HardwareAddr, 6)
-	rand.Read(mac)
-	mac[0] = mac[0]&^1 | 2
+// macFor is the locally administered MAC address that goes with the endpoint's IP address, the same in every life of a
+// container, as Docker's bridge had it until 27: neighbours then need not be told when an address gets a new owner, which
+// Docker does since 28 only, and which takes them up to ten seconds to find out (RFC 4861 §7.3).
+func macFor(ep usernet.Endpoint) net.HardwareAddr {
+	if ep.Addr4.IsValid() {
+		a := ep.Addr4.Addr().As4()
+		return net.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
+	}
+	if ep.Addr6.IsValid() {
+		sum := sha256.Sum256(ep.Addr6.Addr().AsSlice())
+		return net.HardwareAddr{0x02, 0x42, sum[0], sum[1], sum[2], sum[3]}
+	}
+	mac := net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
+	rand.Read(mac[2:])
 	return mac
 }
 
@@ -165,7 +175,7 @@ func (d *Driver) Leave(_ context.Context, networkID, id string) error {
 		if err := n.unpublish(c, func(*published) bool { return true }); err != nil {
 			return err
 		}
-		c.joined, c.gateway, c.sandboxKey, c.since = false, false, "", time.Now()
+		c.joined, c.moved, c.gateway, c.sandboxKey, c.since = false, false, false, "", time.Now()
 		return n.save(c)
 	})
 }
@@ -225,7 +235,7 @@ func (d *Driver) Join(_ context.Context, networkID, id, sandboxKey string) (user
 			return usernet.Attachment{}, err
 		}
 	}
-	c.joined, c.sandboxKey, c.since = true, sandboxKey, time.Now()
+	c.joined, c.moved, c.sandboxKey, c.since = true, false, sandboxKey, time.Now()
 	if err := n.save(c); err != nil {
 		return usernet.Attachment{}, err
 	}

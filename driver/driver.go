@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/endpoint"
 	"github.com/usernet/usernet/internal/hostnet"
 	"github.com/usernet/usernet/portmap"
 	"github.com/usernet/usernet/usermode"
@@ -75,6 +76,8 @@ func Open(cfg Config) (_ *Driver, err error) {
 func (d *Driver) Run(ctx context.Context, recheck <-chan struct{}) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.host.Run(ctx, func() { d.rules.setForeign(d.host.Bridges()) }) })
+	// Links leave this namespace for containers, and are made in it for containers to come.
+	g.Go(func() error { return endpoint.WatchHome(ctx, d.kickAll) })
 	g.Go(func() error {
 		tick := time.NewTicker(d.cfg.CheckEvery)
 		defer tick.Stop()
@@ -86,12 +89,17 @@ func (d *Driver) Run(ctx context.Context, recheck <-chan struct{}) error {
 				return nil
 			}
 			d.rules.check()
-			for _, n := range d.all() {
-				n.kick()
-			}
+			d.kickAll()
 		}
 	})
 	return g.Wait()
+}
+
+// kickAll asks every network to look after itself soon.
+func (d *Driver) kickAll() {
+	for _, n := range d.all() {
+		n.kick()
+	}
 }
 
 // Close stops the traffic and lets go of everything without taking it out of the kernel: containers keep their

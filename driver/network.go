@@ -391,6 +391,9 @@ func (n *network) restore() error {
 	if err := n.open(); err != nil {
 		return err
 	}
+	if err := n.applyRules(); err != nil {
+		return err
+	}
 	for _, c := range half {
 		if err := n.removeContainer(c); err != nil {
 			n.driver.cfg.Log.Warn("half-made endpoint is left", "endpoint", c.ID, "error", err)

@@ -64,6 +64,7 @@ type (
 		MAC        string       `json:"mac"`
 		IfName     string       `json:"ifname,omitempty"`
 		Joined     bool         `json:"joined,omitempty"`
+		Moved      bool         `json:"moved,omitempty"`
 		SandboxKey string       `json:"sandbox,omitempty"`
 		Gateway    bool         `json:"gateway,omitempty"`
 		Ports      []savedPort  `json:"ports,omitempty"`
@@ -258,7 +259,7 @@ func (s savedNetwork) network() usernet.Network {
 
 func saveEndpoint(c *container) savedEndpoint {
 	s := savedEndpoint{ID: c.ID, NetworkID: c.NetworkID, Addr4: c.Addr4, Addr6: c.Addr6, MAC: c.MAC.String(), IfName: c.IfName,
-		Joined: c.joined, SandboxKey: c.sandboxKey, Gateway: c.gateway}
+		Joined: c.joined, Moved: c.moved, SandboxKey: c.sandboxKey, Gateway: c.gateway}
 	for _, p := range c.ports {
 		s.Ports = append(s.Ports, savedPort{p.Proto, p.HostIP, p.HostPort, p.ContainerPort, p.manual})
 	}
@@ -273,6 +274,7 @@ func (s savedEndpoint) container() (*container, error) {
 	c := &container{
 		Endpoint:   usernet.Endpoint{ID: s.ID, NetworkID: s.NetworkID, Addr4: s.Addr4, Addr6: s.Addr6, MAC: mac, IfName: s.IfName},
 		joined:     s.Joined,
+		moved:      s.Moved,
 		sandboxKey: s.SandboxKey,
 		gateway:    s.Gateway,
 		since:      time.Now(),

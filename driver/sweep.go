@@ -6,16 +6,26 @@ import (
 	"github.com/usernet/usernet/endpoint"
 )
 
-// unjoinedFor is how long an endpoint may wait for its container. Docker calls Join right after CreateEndpoint; when it
-// dies in between, it forgets the endpoint.
-const unjoinedFor = 2 * time.Minute
+// waitsFor is how long an endpoint may wait for its container, before Join and after it. Docker calls Join right after
+// CreateEndpoint and takes the link when the container's namespace stands; when it dies in between, it forgets the
+// endpoint.
+const waitsFor = 2 * time.Minute
 
 // sweepLocked removes the endpoints whose containers have vanished without a word: the engine was killed, or we were
 // away when it called. Docker swallows every error of a teardown, so nothing else ever would.
 func (n *network) sweepLocked() {
+	if n.segment == nil || len(n.containers) == 0 {
+		return
+	}
+	states, err := n.segment.States(n.endpoints())
+	if err != nil {
+		n.driver.cfg.Log.Warn("endpoints are not checked", "network", shortID(n.ID), "error", err)
+		return
+	}
 	for _, c := range n.containers {
-		stale, why := n.stale(c)
-		if !stale {
+		n.observe(c, states[c.ID])
+		why := c.stale(states[c.ID])
+		if why == "" {
 			continue
 		}
 		n.driver.cfg.Log.Info("removing an endpoint whose container is gone", "network", shortID(n.ID), "endpoint", shortID(c.ID), "why", why)
@@ -25,26 +35,31 @@ func (n *network) sweepLocked() {
 	}
 }
 
-func (n *network) stale(c *container) (bool, string) {
-	if n.segment == nil {
-		return false, ""
+// observe writes down that a container has the endpoint's link.
+func (n *network) observe(c *container, state endpoint.State) {
+	if state != endpoint.Moved || !c.joined || c.moved {
+		return
 	}
-	state, err := n.segment.Link(c.Endpoint).State()
-	if err != nil {
-		n.driver.cfg.Log.Warn("endpoint is not checked", "endpoint", c.ID, "error", err)
-		return false, ""
+	c.moved = true
+	if err := n.save(c); err != nil {
+		n.driver.cfg.Log.Warn("endpoint is not saved", "endpoint", c.ID, "error", err)
 	}
+}
+
+// stale tells why an endpoint has no container any more and will not get one; "" says that it has or may.
+func (c *container) stale(state endpoint.State) string {
 	switch {
 	case state == endpoint.Gone:
-		return true, "its link went with its namespace"
-	case !c.joined:
-		return time.Since(c.since) > unjoinedFor, "no container joined it"
-	case state == endpoint.Home && c.sandboxGone():
-		// Docker ≤ 27 calls Join before it makes the namespace: only what lasts from one round to the next counts.
-		was := c.homeless
-		c.homeless = true
-		return was && time.Since(c.since) > n.driver.cfg.CheckEvery, "its container's namespace is gone"
+		return "its link went with its namespace"
+	case state == endpoint.Moved:
+		return ""
+	case !c.joined && time.Since(c.since) > waitsFor:
+		return "no container joined it"
+	case c.joined && c.sandboxGone() && c.moved:
+		return "its link was handed back"
+	case c.joined && c.sandboxGone() && time.Since(c.since) > waitsFor:
+		// The namespace need not exist yet at Join, up to Docker 27.
+		return "its container never came to be"
 	}
-	c.homeless = false
-	return false, ""
+	return ""
 }

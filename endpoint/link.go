@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/dump"
+	"github.com/usernet/usernet/internal/netns"
 )
 
 // State says where the container's end of a link is.
@@ -68,7 +70,25 @@ func (s *Segment) Connect(ep usernet.Endpoint) (_ *Link, err error) {
 	if err := s.nl.LinkSetUp(veth); err != nil {
 		return nil, fmt.Errorf("bring up %s: %w", l.HostName, err)
 	}
-	return l, nil
+	return l, s.forgetNeighbour(ep)
+}
+
+// forgetNeighbour makes the router forget whom it knew by the endpoint's addresses: they may have had another MAC address.
+func (s *Segment) forgetNeighbour(ep usernet.Endpoint) error {
+	for _, a := range []netip.Prefix{ep.Addr4, ep.Addr6} {
+		if !a.IsValid() {
+			continue
+		}
+		family := netlink.FAMILY_V4
+		if a.Addr().Is6() {
+			family = netlink.FAMILY_V6
+		}
+		err := s.nl.NeighDel(&netlink.Neigh{LinkIndex: s.bridge, Family: family, IP: a.Addr().AsSlice()})
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // EINVAL: the bridge has no IPv6
+			return fmt.Errorf("forget neighbour %s: %w", a.Addr(), err)
+		}
+	}
+	return nil
 }
 
 // Link is the link of an endpoint that was connected before, perhaps by an earlier process. Whether it still exists
@@ -92,6 +112,42 @@ func (l *Link) State() (State, error) {
 		return Gone, fmt.Errorf("find link %s: %w", l.PeerName, err)
 	}
 	return Home, nil
+}
+
+// States is State for many endpoints at once, by their IDs.
+func (s *Segment) States(eps []usernet.Endpoint) (map[string]State, error) {
+	ports, err := linkNames(s.nl.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	home, err := linkNames(netlink.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	states := map[string]State{}
+	for _, ep := range eps {
+		switch {
+		case !ports[ep.HostName()]:
+			states[ep.ID] = Gone
+		case home[ep.PeerName()]:
+			states[ep.ID] = Home
+		default:
+			states[ep.ID] = Moved
+		}
+	}
+	return states, nil
+}
+
+func linkNames(list func() ([]netlink.Link, error)) (map[string]bool, error) {
+	links, err := dump.Whole(list)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	names := make(map[string]bool, len(links))
+	for _, l := range links {
+		names[l.Attrs().Name] = true
+	}
+	return names, nil
 }
 
 // Close deletes the pair, wherever its other end is. A pair that is gone is fine.
@@ -130,10 +186,20 @@ func (s *Segment) Prune(eps []usernet.Endpoint) error {
 	return errors.Join(errs...)
 }
 
-// watch calls gone when links have vanished from the bridge's namespace, until ctx is done.
-func (s *Segment) watch(ctx context.Context, gone func()) error {
+// WatchHome calls gone whenever a container's end of a link has left the host's namespace, until ctx is done.
+func WatchHome(ctx context.Context, gone func()) error {
+	home, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	return watch(ctx, home, usernet.Endpoint{}.PeerName(), gone)
+}
+
+// watch calls gone when links whose name begins with prefix have vanished from ns, until ctx is done.
+func watch(ctx context.Context, ns *netns.NS, prefix string, gone func()) error {
 	for ctx.Err() == nil {
-		if err := s.watchOnce(ctx, gone); err != nil {
+		if err := watchOnce(ctx, vnetns.NsHandle(ns.Fd()), prefix, gone); err != nil {
 			return err
 		}
 		// The subscription broke, most likely because too much happened at once (ENOBUFS): a deletion may be among it.
@@ -142,18 +208,17 @@ func (s *Segment) watch(ctx context.Context, gone func()) error {
 	return nil
 }
 
-func (s *Segment) watchOnce(ctx context.Context, gone func()) error {
+func watchOnce(ctx context.Context, ns vnetns.NsHandle, prefix string, gone func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan netlink.LinkUpdate, 64)
-	ns := vnetns.NsHandle(s.ns.Fd())
 	err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), netlink.LinkSubscribeOptions{Namespace: &ns})
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
 	for u := range updates { // closed when ctx is done
 		// A bridge's port also "goes" in the family AF_BRIDGE, when it leaves the bridge.
-		if u.Header.Type == unix.RTM_DELLINK && u.Family == unix.AF_UNSPEC {
+		if u.Header.Type == unix.RTM_DELLINK && u.Family == unix.AF_UNSPEC && strings.HasPrefix(u.Link.Attrs().Name, prefix) {
 			gone()
 		}
 	}

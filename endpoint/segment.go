@@ -110,7 +110,7 @@ func (s *Segment) Run(ctx context.Context, gone func()) error {
 	defer cancel()
 	watched := make(chan error, 1)
 	go func() {
-		err := s.watch(ctx, gone)
+		err := watch(ctx, s.ns, usernet.Endpoint{}.HostName(), gone)
 		cancel()
 		watched <- err
 	}()
