@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/endpoint"
+	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/undo"
 	"github.com/usernet/usernet/ipam"
 )
@@ -139,12 +139,14 @@ func (n *network) holder(a netip.Addr) *container {
 	return nil
 }
 
+// sandboxGone tells whether there is no namespace at the sandbox's path. Docker up to 20.10 unmounts it and leaves the
+// file for a minute.
 func (c *container) sandboxGone() bool {
 	if c.sandboxKey == "" {
 		return false
 	}
-	_, err := os.Stat(c.sandboxKey)
-	return errors.Is(err, os.ErrNotExist)
+	there, err := netns.At(c.sandboxKey)
+	return err == nil && !there
 }
 
 // macFor is the locally administered MAC address that goes with the endpoint's IP address, the same in every life of a

@@ -26,6 +26,7 @@ func TestStale(t *testing.T) {
 		{"joined, and the sandbox never came", container{joined: true, sandboxKey: nowhere}, long, endpoint.Home, true},
 		{"joined, about to move", container{joined: true, sandboxKey: here}, long, endpoint.Home, false},
 		{"handed back", container{joined: true, moved: true, sandboxKey: nowhere}, 0, endpoint.Home, true},
+		{"handed back, and a file is left of the sandbox", container{joined: true, moved: true, sandboxKey: "/etc/passwd"}, 0, endpoint.Home, true},
 		{"being handed back", container{joined: true, moved: true, sandboxKey: here}, 0, endpoint.Home, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -31,6 +31,19 @@ func Open(path string) (*NS, error) {
 	return &NS{f}, nil
 }
 
+// At tells whether there is a namespace at path, without opening what is there.
+func At(path string) (bool, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(path, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a network namespace at %s: %w", path, err)
+	}
+	return st.Type == unix.NSFS_MAGIC, nil
+}
+
 // Current opens the namespace of the calling process.
 func Current() (*NS, error) { return Open("/proc/thread-self/ns/net") }
 

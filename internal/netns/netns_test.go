@@ -56,6 +56,12 @@ func TestOpenRefusesAnOrdinaryFile(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if there, err := netns.At(path); there || err != nil {
+		t.Errorf("At takes an ordinary file for a network namespace: %t, %v", there, err)
+	}
+	if there, err := netns.At("/proc/self/ns/net"); !there || err != nil {
+		t.Errorf("At does not know the process's own namespace: %t, %v", there, err)
+	}
 	if ns, err := netns.Open(path); err == nil {
 		ns.Close()
 		t.Error("Open took an ordinary file for a network namespace")
