@@ -94,7 +94,7 @@ func compose(r *rig) {
 	r.page(r.outside(), hostIP+":8080", "hello from", "peer "+router+":")
 	r.works("hello from", names[0], "probe", "fetch", "http://www/")
 	r.works("mtu 1400", names[0], "ip", "link", "show", "eth0")
-	r.fails(names[0], "nc", "-w", "1", "-z", far, "80")
+	r.fails(names[0], "probe", "fetch", "http://"+far+"/")
 	if _, err := r.e.Compose(r.Context(), file, "down", "-t", "0"); err != nil {
 		r.Fatal(err)
 	}

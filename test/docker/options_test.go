@@ -35,7 +35,7 @@ func chosenAddresses(r *rig) {
 	}
 	if r.mode.name != own.name {
 		e := r.endpoint("www", "web")
-		if got := fmt.Sprint(e.IPv4, e.IPv6, e.MAC); got != "10.213.0.50/24 fd00:213::50/64 02:00:00:00:be:ef" {
+		if got := fmt.Sprintf("%v %v %v", e.IPv4, e.IPv6, e.MAC); got != "10.213.0.50/24 fd00:213::50/64 02:00:00:00:be:ef" {
 			r.Errorf("usernet ps lists %s", got)
 		}
 	}
@@ -86,7 +86,7 @@ func icc(r *rig) {
 	r.run("www", "--network", "web", "-p", "8080:80")
 	r.run("client", "--network", "web")
 	www := r.addr("www", "web").String()
-	r.fails("client", "nc", "-w", "1", "-z", www, "80")
+	r.fails("client", "probe", "fetch", "http://"+www+"/")
 	r.fails("client", "ping", "-c", "1", "-W", "1", www)
 	r.works("peer "+hostIP+":", "client", "probe", "fetch", "http://"+far+"/")
 	r.works("1 packets received", "client", "ping", "-c", "1", "-W", "2", far)
@@ -107,7 +107,7 @@ func namesAndBinding(r *rig) {
 func masquerade(r *rig) {
 	r.network("web", "--subnet", "10.213.0.0/24", "-o", "com.docker.network.bridge.enable_ip_masquerade=false")
 	r.run("client", "--network", "web", "--ip", "10.213.0.9")
-	r.fails("client", "nc", "-w", "1", "-z", far, "80")
+	r.fails("client", "probe", "fetch", "http://"+far+"/")
 	if _, err := r.e.RunOutside(r.Context(), "ip", "route", "add", "10.213.0.0/24", "via", hostIP); err != nil {
 		r.Fatal(err)
 	}
@@ -168,14 +168,14 @@ func flushedFirewall(r *rig) {
 			}
 		}
 	}
-	if out, err := r.in("www", "nc", "-w", "1", "-z", far, "80"); err == nil {
+	if out, err := r.in("www", "probe", "fetch", "http://"+far+"/"); err == nil {
 		r.Errorf("the flush did nothing: the container still gets out: %s", out)
 	}
 	if err := r.e.SignalUsernet(hangup); err != nil {
 		r.Fatal(err)
 	}
 	r.wait(5*time.Second, "the rules to come back", func() error {
-		_, err := r.in("www", "nc", "-w", "1", "-z", far, "80")
+		_, err := r.in("www", "probe", "fetch", "http://"+far+"/")
 		return err
 	})
 	r.works("peer "+hostIP+":", "www", "probe", "fetch", "http://"+far+"/")

@@ -170,7 +170,9 @@ func release(r *rig) {
 		{"network", "disconnect", "-f", "web", "www"}, {"exec", "www", "kill", "1"},
 	} {
 		run()
-		r.docker(how...)
+		if _, err := r.e.Docker(r.Context(), how...); err != nil && how[0] != "exec" { // which dies with the container
+			r.Fatal(err)
+		}
 		free(strings.Join(how, " "))
 		r.e.Docker(r.Context(), "rm", "-f", "www") // it has gone already after rm
 	}

@@ -32,6 +32,7 @@ func usernetKilled(r *rig) {
 	r.run("www", "--network", "web", "-p", "8080:80", "-p", "5353:7/udp", "-p", "80")
 	r.run("busy", "--network", "web", engine.Image, "probe", "hold", far+":7")
 	r.run("peer", "--network", "inner")
+	r.works("1 packets received", "www", "ping", "-c", "1", "-W", "2", far) // usernet opens its socket for pings with the first
 	before := r.snapshot()
 	r.wait(5*time.Second, "traffic", func() error { return contains(r.docker("logs", "busy"), "connected") })
 

@@ -129,12 +129,13 @@ func (r *rig) fails(container string, args ...string) {
 	}
 }
 
+// serving is how long the program in a container that docker says is running may take until it listens.
+const serving = 3 * time.Second
+
 // page fetches a page from a namespace; it must contain all of want.
 func (r *rig) page(from *netns.NS, addr string, want ...string) {
 	r.Helper()
-	if err := r.fetch(from, addr, want...); err != nil {
-		r.Error(err)
-	}
+	r.wait(serving, "the page", func() error { return r.fetch(from, addr, want...) })
 }
 
 func (r *rig) fetch(from *netns.NS, addr string, want ...string) error {
@@ -161,10 +162,13 @@ func (r *rig) noPage(from *netns.NS, addr string) {
 // udp asks a UDP server from a namespace; the answer must contain want.
 func (r *rig) udp(from *netns.NS, addr, want string) {
 	r.Helper()
-	text, err := engine.AskUDP(r.Context(), from, addr, "knock")
-	if err != nil || !strings.Contains(text, want) || !strings.HasSuffix(text, " knock") {
-		r.Errorf("udp %s: got %q, %v; want %q", addr, text, err, want)
-	}
+	r.wait(serving, "an answer by UDP", func() error {
+		text, err := engine.AskUDP(r.Context(), from, addr, "knock")
+		if err != nil || !strings.Contains(text, want) || !strings.HasSuffix(text, " knock") {
+			return fmt.Errorf("udp %s: got %q, %v; want %q", addr, text, err, want)
+		}
+		return nil
+	})
 }
 
 func (r *rig) host() *netns.NS    { return r.e.NS() }
