@@ -31,7 +31,7 @@ type flow struct {
 	last     atomic.Int64 // when the last packet passed either way, on the table's clock
 }
 
-func (r *relay) newFlow(key flowKey, ln *net.UDPConn, target netip.AddrPort) (*flow, error) {
+func (r *server) newFlow(key flowKey, ln *net.UDPConn, target netip.AddrPort) (*flow, error) {
 	conn, err := r.dialer.DialUDP(key.client, target)
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (f *flow) send(b []byte) {
 
 // serveFlow carries the container's datagrams to the client until the flow has been idle for too long, was evicted,
 // or ctx ends.
-func (r *relay) serveFlow(ctx context.Context, f *flow, flows *flowTable) {
+func (r *server) serveFlow(ctx context.Context, f *flow, flows *flowTable) {
 	defer context.AfterFunc(ctx, func() { f.conn.Close() })()
 	defer f.conn.Close()
 	defer flows.remove(f)

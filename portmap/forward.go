@@ -52,8 +52,8 @@ func (f *Forward) Close() error {
 	return f.undo.Close()
 }
 
-// relay is what the listeners of one forward share.
-type relay struct {
+// server is what the listeners of one forward share.
+type server struct {
 	dialer    Dialer
 	limits    limits
 	log       *slog.Logger
@@ -66,7 +66,7 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 	f := &Forward{port: req.Port, counters: new(counters), undo: c.undo}
 	f.port.HostPort, f.port.HostPortEnd = c.port, c.port
 
-	r := &relay{
+	r := &server{
 		dialer:    req.Dialer,
 		limits:    m.limits,
 		log:       m.log.With("port", f.port.String(), "owner", req.Owner),
@@ -94,25 +94,3 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 
 // past is a deadline that ends every blocked read and write.
 var past = time.Unix(1, 0)
-
-// pause is the wait after a failed accept or read: a lack of descriptors or memory passes, and trying at once again
-// would only add to it.
-type pause struct{ next time.Duration }
-
-const shortestPause, longestPause = 5 * time.Millisecond, time.Second
-
-// first reports whether there was no failure before this one.
-func (p *pause) first() bool { return p.next == 0 }
-
-func (p *pause) reset() { p.next = 0 }
-
-// wait sleeps, each time twice as long, or until ctx ends.
-func (p *pause) wait(ctx context.Context) {
-	p.next = min(max(2*p.next, shortestPause), longestPause)
-	t := time.NewTimer(p.next)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"github.com/usernet/usernet/internal/relay"
 )
 
 // datagram holds every UDP payload. Flows share a pool of them and have one only while they handle a datagram, so
@@ -15,25 +17,25 @@ func newDatagram() any { return new(datagram) }
 
 // serveUDP relays what arrives at ln to target, in one flow for each client. It returns when ctx has ended and the
 // last of its flows has gone.
-func (r *relay) serveUDP(ctx context.Context, ln *net.UDPConn, target netip.AddrPort, flows *flowTable) {
+func (r *server) serveUDP(ctx context.Context, ln *net.UDPConn, target netip.AddrPort, flows *flowTable) {
 	defer context.AfterFunc(ctx, func() { ln.SetDeadline(past) })()
 	var replies sync.WaitGroup
 	defer replies.Wait()
 	buf, oob := make([]byte, len(datagram{})), make([]byte, destinationSpace())
-	var p pause
+	var p relay.Pause
 	for {
 		n, oobn, _, from, err := ln.ReadMsgUDPAddrPort(buf, oob)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			if p.first() {
+			if p.First() {
 				r.log.Warn("cannot read datagrams for a while", "err", err)
 			}
-			p.wait(ctx)
+			p.Wait(ctx)
 			continue
 		}
-		p.reset()
+		p.Reset()
 		key := flowKey{client: from}
 		if oobn > 0 {
 			var unicast bool

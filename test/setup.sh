@@ -7,7 +7,7 @@
 set -eu
 
 cache=${USERNET_TEST_CACHE:-/var/cache/usernet-test}
-export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 LC_ALL=C.UTF-8
 
 say() { echo "setup: $*" >&2; }
 
@@ -27,6 +27,14 @@ guarded() (
 	"$@"
 )
 
+# logged COMMAND... keeps what a command prints in $cache/setup.log, and shows the end of it when the command fails.
+logged() {
+	if "$@" >"$cache/setup.log" 2>&1; then return; fi
+	tail -n 20 "$cache/setup.log" >&2
+	say "$* failed"
+	exit 1
+}
+
 # packages NAME... installs those that are missing.
 packages() {
 	missing=
@@ -38,9 +46,10 @@ packages() {
 	done
 	if [ -z "$missing" ]; then return; fi
 	say "installing$missing"
-	apt-get update -q >&2
+	mkdir -p "$cache"
+	logged apt-get update -q
 	# shellcheck disable=SC2086
-	guarded / apt-get install -qy --no-install-recommends $missing >&2
+	logged guarded / apt-get install -qy --no-install-recommends $missing
 }
 
 # mirror prints the address that apt fetches Debian's main archive from.
@@ -66,17 +75,11 @@ sid() {
 		say "apt knows no Debian mirror"
 		exit 1
 	fi
-	debootstrap --variant=minbase sid "$new" "$url" >"$cache/debootstrap.log" 2>&1 || {
-		tail -n 20 "$cache/debootstrap.log" >&2
-		exit 1
-	}
+	logged debootstrap --variant=minbase sid "$new" "$url"
 	for f in $(ls /etc/apt/apt.conf.d/*proxy* 2>/dev/null); do cp "$f" "$new/etc/apt/apt.conf.d/"; done
-	guarded "$new" chroot "$new" sh -c '
-		apt-get install -qy --no-install-recommends docker.io docker-cli docker-compose iptables nftables iproute2 \
-			conntrack ca-certificates && apt-get clean' >>"$cache/debootstrap.log" 2>&1 || {
-		tail -n 20 "$cache/debootstrap.log" >&2
-		exit 1
-	}
+	logged guarded "$new" chroot "$new" apt-get install -qy --no-install-recommends docker.io docker-cli docker-compose \
+		iptables nftables iproute2 conntrack ca-certificates
+	logged chroot "$new" apt-get clean
 	chmod 755 "$new"
 	mv -T "$new" "$root"
 	trap - EXIT INT TERM

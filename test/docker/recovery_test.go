@@ -107,15 +107,25 @@ func usernetKilledAnytime(r *rig) {
 	r.wait(5*time.Second, "nothing to be left", func() error { return same(before, r.snapshot()) })
 }
 
-// usernetAbsent: containers and networks go while usernet is not there to hear of it.
+// usernetAbsent: containers go while usernet is not there to hear of it, and Docker tells nobody afterwards.
 func usernetAbsent(r *rig) {
-	r.network("web")
-	r.run("www", "--network", "web", "-p", "8080:80")
-	r.run("stays", "--network", "web", "-p", "8081:80")
+	var tries sync.WaitGroup
+	for i, m := range both {
+		r.docker(append(append([]string{"network", "create"}, m.args...), m.name)...)
+		r.run("goes-"+m.name, "--network", m.name, "-p", fmt.Sprintf("808%d:80", i))
+		r.run("stays-"+m.name, "--network", m.name, "-p", fmt.Sprintf("909%d:80", i))
+	}
 	r.must(r.e.KillUsernet())
-	r.docker("rm", "-f", "www") // takes Docker some 15 s of trying
+	for _, m := range both { // Docker tries each of its calls for some 15 s
+		tries.Go(func() {
+			if _, err := r.e.Docker(r.Context(), "rm", "-f", "goes-"+m.name); err != nil {
+				r.Error(err)
+			}
+		})
+	}
+	tries.Wait()
 	r.must(r.e.StartUsernet(r.Context()))
-	r.wait(soon, "usernet to forget the container", func() error {
+	r.wait(soon, "usernet to forget the containers", func() error {
 		for _, n := range r.ps() {
 			if len(n.Endpoints) != 1 {
 				return fmt.Errorf("endpoints: %v", n.Endpoints)
@@ -123,10 +133,13 @@ func usernetAbsent(r *rig) {
 		}
 		return nil
 	})
-	r.noPage(r.outside(), hostIP+":8080")
-	r.page(r.outside(), hostIP+":8081", "hello from stays")
-	r.run("www", "--network", "web", "-p", "8080:80")
-	r.page(r.outside(), hostIP+":8080", "hello from www")
+	for i, m := range both {
+		port := fmt.Sprintf("808%d", i)
+		r.noPage(r.outside(), hostIP+":"+port)
+		r.page(r.outside(), fmt.Sprintf("%s:909%d", hostIP, i), "hello from stays-"+m.name)
+		r.run("new-"+m.name, "--network", m.name, "-p", port+":80")
+		r.page(r.outside(), hostIP+":"+port, "hello from new-"+m.name)
+	}
 }
 
 // engineRestarted: Docker stops its containers, and starts those that ask for it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -120,12 +121,14 @@ func (r *rig) works(want, container string, args ...string) {
 	}
 }
 
-// fails runs a program in a container that must not succeed.
+// fails runs a program in a container, which must run, soon give up and end with status 1.
 func (r *rig) fails(container string, args ...string) {
 	r.Helper()
 	short := append([]string{"exec", "-e", "PROBE_PATIENCE=1s", container}, args...)
-	if out, err := r.e.Docker(r.Context(), short...); err == nil {
-		r.Errorf("%s in %s: worked and printed %q", strings.Join(args, " "), container, out)
+	out, err := r.e.Docker(r.Context(), short...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || strings.Contains(err.Error(), "Error response") {
+		r.Errorf("%s in %s: printed %q, %v; want a failure", strings.Join(args, " "), container, out, err)
 	}
 }
 
@@ -277,8 +280,12 @@ func same(before, after engine.Snapshot) error {
 	return nil
 }
 
-// clean removes every container and every network that a test can make.
+// clean removes every container and every network that a test can make. A test that failed may have left a daemon
+// dead.
 func (r *rig) clean() {
+	if err := r.e.Revive(r.background()); err != nil {
+		r.Errorf("clean up: %v", err)
+	}
 	for _, kind := range []struct{ list, remove []string }{
 		{[]string{"ps", "-aq"}, []string{"rm", "-f"}},
 		{[]string{"network", "ls", "-q", "-f", "type=custom"}, []string{"network", "rm"}},

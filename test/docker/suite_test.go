@@ -9,8 +9,6 @@ package docker_test
 
 import (
 	"os"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -32,46 +30,47 @@ var (
 // testCase is a test on one network mode and one engine. It finds the engine without containers and networks, and all
 // that it makes there is removed after it; then the host must look as it did before.
 type testCase struct {
-	name  string
-	modes []mode
-	run   func(r *rig)
+	name   string
+	modes  []mode
+	run    func(r *rig)
+	engine string // the only one to run it on; "" is all
 }
 
 var both = []mode{usermode, bridge}
 
 var cases = []testCase{
-	{"web", both, web},
-	{"egress", both, egress},
-	{"internal", both, internal},
-	{"ipv6", both, ipv6},
-	{"ports", both, ports},
-	{"portRange", both, portRange},
-	{"ephemeral", both, ephemeral},
-	{"conflict", both, conflict},
-	{"release", both, release},
-	{"portCommand", both, portCommand},
-	{"severalNetworks", both, severalNetworks},
-	{"isolation", both, isolation},
-	{"chosenAddresses", both, chosenAddresses},
-	{"nullIPAM", both, nullIPAM},
-	{"mtu", both, mtu},
-	{"icc", both, icc},
-	{"namesAndBinding", both, namesAndBinding},
-	{"hostLoopback", both, hostLoopback},
-	{"hostUntouched", []mode{usermode}, hostUntouched},
-	{"masquerade", []mode{bridge}, masquerade},
-	{"adoptedBridge", []mode{bridge}, adoptedBridge},
-	{"flushedFirewall", []mode{bridge}, flushedFirewall},
-	{"badInput", both, badInput},
-	{"hostileCalls", []mode{usermode}, hostileCalls},
-	{"compose", both, compose},
-	{"usernetKilled", both, usernetKilled},
-	{"usernetKilledAnytime", both, usernetKilledAnytime},
-	{"usernetAbsent", both, usernetAbsent},
-	{"engineRestarted", both, engineRestarted},
-	{"engineKilled", both, engineKilled},
-	{"liveRestore", both, liveRestore},
-	{"many", both, many},
+	{name: "web", modes: both, run: web},
+	{name: "egress", modes: both, run: egress},
+	{name: "internal", modes: both, run: internal},
+	{name: "ipv6", modes: both, run: ipv6},
+	{name: "ports", modes: both, run: ports},
+	{name: "portRange", modes: both, run: portRange},
+	{name: "ephemeral", modes: both, run: ephemeral},
+	{name: "conflict", modes: both, run: conflict},
+	{name: "release", modes: both, run: release},
+	{name: "portCommand", modes: both, run: portCommand},
+	{name: "severalNetworks", modes: both, run: severalNetworks},
+	{name: "isolation", modes: both, run: isolation},
+	{name: "chosenAddresses", modes: both, run: chosenAddresses},
+	{name: "nullIPAM", modes: both, run: nullIPAM},
+	{name: "mtu", modes: both, run: mtu},
+	{name: "icc", modes: both, run: icc},
+	{name: "namesAndBinding", modes: both, run: namesAndBinding},
+	{name: "hostLoopback", modes: both, run: hostLoopback},
+	{name: "hostUntouched", modes: []mode{usermode}, run: hostUntouched},
+	{name: "masquerade", modes: []mode{bridge}, run: masquerade},
+	{name: "adoptedBridge", modes: []mode{bridge}, run: adoptedBridge},
+	{name: "flushedFirewall", modes: []mode{bridge}, run: flushedFirewall},
+	{name: "badInput", modes: both, run: badInput},
+	{name: "hostileCalls", modes: []mode{usermode}, run: hostileCalls},
+	{name: "compose", modes: both, run: compose},
+	{name: "usernetKilled", modes: both, run: usernetKilled},
+	{name: "usernetKilledAnytime", modes: both, run: usernetKilledAnytime},
+	{name: "usernetAbsent", modes: []mode{usermode}, run: usernetAbsent},
+	{name: "engineRestarted", modes: both, run: engineRestarted},
+	{name: "engineKilled", modes: both, run: engineKilled},
+	{name: "liveRestore", modes: both, run: liveRestore},
+	{name: "many", modes: both, run: many, engine: engine.Docker28().Name},
 }
 
 func TestMain(m *testing.M) {
@@ -79,60 +78,31 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestDocker(t *testing.T) {
-	for _, kind := range []engine.Kind{engine.Docker20(), engine.Docker28()} {
-		t.Run(kind.Name, func(t *testing.T) {
-			if !chosen("USERNET_TEST_ENGINES", kind.Name) {
-				t.Skip("not in USERNET_TEST_ENGINES")
-			}
-			t.Parallel()
-			suite(t, kind)
-		})
-	}
-}
+func TestDocker(t *testing.T) { engine.Each(t, suite) }
 
-func suite(t *testing.T, kind engine.Kind) {
-	if err := kind.Missing(); err != nil {
-		if os.Getenv("USERNET_TEST_STRICT") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	start := time.Now()
-	e, err := engine.New(t.Context(), kind)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+func suite(t *testing.T, e *engine.Engine) {
 	if os.Getenv("USERNET_TEST_MODES") != own.name {
 		if err := e.StartUsernet(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("engine ready after %v", time.Since(start).Round(time.Millisecond))
 	for _, c := range cases {
+		if c.engine != "" && c.engine != e.Kind.Name {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			modes := c.modes
 			if os.Getenv("USERNET_TEST_MODES") == own.name {
 				modes = []mode{own}
 			}
 			for _, m := range modes {
-				if !chosen("USERNET_TEST_MODES", m.name) {
+				if !engine.Chosen("USERNET_TEST_MODES", m.name) {
 					continue
 				}
 				t.Run(m.name, func(t *testing.T) { run(t, e, m, c) })
 			}
 		})
 	}
-}
-
-func chosen(variable, name string) bool {
-	v := os.Getenv(variable)
-	return v == "" || slices.Contains(strings.Split(v, ","), name)
 }
 
 // run runs one case: the state of the host before, the case, and the state after everything was removed.

@@ -217,17 +217,21 @@ func isolation(r *rig) {
 	}
 	r.run("ca", "--network", "a")
 	r.run("cb", "--network", "b")
+	var tries sync.WaitGroup
 	reach := func(from, to, network string) {
 		r.Helper()
 		addr := r.addr(to, network).String()
-		r.fails(from, "probe", "fetch", "http://"+addr+"/")
-		r.fails(from, "ping", "-c", "1", "-W", "1", addr)
+		tries.Go(func() {
+			r.fails(from, "probe", "fetch", "http://"+addr+"/")
+			r.fails(from, "ping", "-c", "1", "-W", "1", addr)
+		})
 	}
 	reach("ca", "cb", "b")
 	for i := range modes {
 		reach("ca", fmt.Sprint("cx", i), fmt.Sprint("x", i))
 		reach(fmt.Sprint("cx", i), "ca", "a")
 	}
+	tries.Wait()
 	// And from the outside, a router that knows the way does not get in either.
 	to := r.addr("ca", "a").String()
 	if _, err := r.e.RunOutside(r.Context(), "ip", "route", "add", to, "via", hostIP); err != nil {

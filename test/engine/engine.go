@@ -190,6 +190,18 @@ func (e *Engine) StopUsernet() error { return e.usernet.stop(syscall.SIGTERM) }
 // KillUsernet ends usernet with SIGKILL.
 func (e *Engine) KillUsernet() error { return e.usernet.stop(syscall.SIGKILL) }
 
+// Revive starts again what of Docker and usernet has been started before and does not run.
+func (e *Engine) Revive(ctx context.Context) error {
+	var errs []error
+	if e.dockerd.ended() {
+		errs = append(errs, e.StartDaemon(ctx))
+	}
+	if e.usernet != nil && e.usernet.ended() {
+		errs = append(errs, e.StartUsernet(ctx))
+	}
+	return errors.Join(errs...)
+}
+
 // SignalUsernet sends usernet a signal.
 func (e *Engine) SignalUsernet(sig syscall.Signal) error { return e.usernet.cmd.Process.Signal(sig) }
 

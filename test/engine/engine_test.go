@@ -1,7 +1,6 @@
 package engine_test
 
 import (
-	"context"
 	"os"
 	"strings"
 	"testing"
@@ -16,35 +15,10 @@ func TestMain(m *testing.M) {
 
 // TestDockersOwnBridge shows that the pretend host works: what the tests of usernet rely on holds with the driver that
 // Docker brings.
-func TestDockersOwnBridge(t *testing.T) {
-	for _, kind := range []engine.Kind{engine.Docker20(), engine.Docker28()} {
-		t.Run(kind.Name, func(t *testing.T) {
-			t.Parallel()
-			testBridge(t, kind)
-		})
-	}
-}
+func TestDockersOwnBridge(t *testing.T) { engine.Each(t, testBridge) }
 
-func testBridge(t *testing.T, kind engine.Kind) {
-	if err := kind.Missing(); err != nil {
-		if os.Getenv("USERNET_TEST_STRICT") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	ctx := context.Background()
-	e, err := engine.New(ctx, kind)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-		if _, err := os.Stat(e.Dir); !os.IsNotExist(err) {
-			t.Errorf("%s is left behind: %v", e.Dir, err)
-		}
-	}()
+func testBridge(t *testing.T, e *engine.Engine) {
+	ctx := t.Context()
 	docker := func(args ...string) string {
 		t.Helper()
 		out, err := e.Docker(ctx, args...)

@@ -22,6 +22,8 @@ type holding struct {
 	Dir    string // the engine's directory: has the same path in and outside the pretend host
 	Cgroup string // the cgroup that Docker makes its own in
 	Resolv string // contents of /etc/resolv.conf
+
+	parent int // where Dir is, as a descriptor
 }
 
 // Holder is to be called first in every program that makes engines. In the process that holds a pretend host's
@@ -36,6 +38,10 @@ func Holder() {
 	}
 	var h holding
 	err := json.Unmarshal([]byte(text), &h)
+	if err == nil {
+		// Behind a pivoted root, this is the only way to where the directory is.
+		h.parent, err = unix.Open(filepath.Dir(h.Dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
 	if err == nil {
 		err = h.mounts()
 	}
@@ -76,6 +82,7 @@ func (h holding) end() {
 	for _, e := range entries {
 		os.RemoveAll(filepath.Join(h.Dir, e.Name()))
 	}
+	unix.Unlinkat(h.parent, filepath.Base(h.Dir), unix.AT_REMOVEDIR)
 }
 
 // rmdirs removes a tree of directories whose files cannot be removed.

@@ -32,30 +32,35 @@ func (e *Engine) loadImage(ctx context.Context) error {
 	return err
 }
 
-// build puts the programs into dir. USERNET_BIN names a finished usernet to use instead of building one.
+// build puts the programs into dir. USERNET_BIN names a finished usernet to use instead of building one;
+// USERNET_TEST_RACE builds it with the race detector.
 func build(ctx context.Context, dir string) error {
 	top, err := moduleDir(ctx)
 	if err != nil {
 		return err
 	}
-	packages := []string{"./test/cmd/probe", "./cmd/usernet"}
-	if ready := os.Getenv("USERNET_BIN"); ready != "" {
-		packages = packages[:1]
+	compile := func(cgo string, args ...string) error {
+		cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-buildvcs=false", "-o", dir + "/"}, args...)...)
+		cmd.Dir = top
+		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("go build %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	const probe, usernet = "./test/cmd/probe", "./cmd/usernet"
+	ready := os.Getenv("USERNET_BIN")
+	switch {
+	case ready != "":
 		b, err := os.ReadFile(ready)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, "usernet"), b, 0o755); err != nil {
-			return err
-		}
+		return errors.Join(compile("0", probe), os.WriteFile(filepath.Join(dir, "usernet"), b, 0o755))
+	case os.Getenv("USERNET_TEST_RACE") != "":
+		return errors.Join(compile("0", probe), compile("1", "-race", usernet))
 	}
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-o", dir + "/"}, packages...)...)
-	cmd.Dir = top
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w: %s", err, out)
-	}
-	return nil
+	return compile("0", probe, usernet)
 }
 
 func moduleDir(ctx context.Context) (string, error) {

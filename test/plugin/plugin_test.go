@@ -26,33 +26,15 @@ var (
 )
 
 func TestPlugin(t *testing.T) {
-	for _, kind := range []engine.Kind{engine.Docker20(), engine.Docker28()} {
-		t.Run(kind.Name, func(t *testing.T) {
-			if only := os.Getenv("USERNET_TEST_ENGINES"); only != "" && !slices.Contains(strings.Split(only, ","), kind.Name) {
-				t.Skip("USERNET_TEST_ENGINES leaves it out")
+	engine.Each(t, func(t *testing.T, e *engine.Engine) {
+		logs := e.LogSizes()
+		defer func() {
+			if t.Failed() {
+				t.Logf("logs:\n%s", e.LogsSince(logs))
 			}
-			if err := kind.Missing(); err != nil {
-				if os.Getenv("USERNET_TEST_STRICT") != "" {
-					t.Fatal(err)
-				}
-				t.Skip(err)
-			}
-			e, err := engine.New(t.Context(), kind)
-			if err != nil {
-				t.Fatal(err)
-			}
-			logs := e.LogSizes()
-			defer func() {
-				if t.Failed() {
-					t.Logf("logs:\n%s", e.LogsSince(logs))
-				}
-				if err := e.Close(); err != nil {
-					t.Error(err)
-				}
-			}()
-			(&rig{t, e}).life()
-		})
-	}
+		}()
+		(&rig{t, e}).life()
+	})
 }
 
 // rig is a test with its engine.
