@@ -47,6 +47,7 @@ type Options struct {
 	MTU  int // bytes; 0 means 1500
 
 	ICC           bool       // endpoints of the network may talk to each other
+	FastPath      bool       // Usermode: splice TCP connections out of the network in the kernel, where it can
 	Masquerade    bool       // Bridge: outgoing traffic takes the host's address
 	BridgeName    string     // Bridge: the link's name; "" means one made from the network's ID
 	HostBinding   netip.Addr // the host address that published ports listen on when none is given; zero: all

@@ -17,11 +17,13 @@ const prefix = "usernet."
 
 // option is one option of a network.
 type option struct {
-	docker []string // what Docker's bridge driver calls it
-	bridge bool     // means something on a Bridge network only
-	single bool     // names something that only one network can have, so it cannot be a default of the daemon
+	docker []string     // what Docker's bridge driver calls it
+	only   usernet.Mode // the kind of network that it means something on; "" means both
+	single bool         // names something that only one network can have, so it cannot be a default of the daemon
 	set    func(o *usernet.Options, value string) error
 }
+
+func (o option) fits(m usernet.Mode) bool { return o.only == "" || o.only == m }
 
 // options has every option by its short name. mode is in it for its name; it is read before the others.
 var options = map[string]option{
@@ -30,16 +32,17 @@ var options = map[string]option{
 	"icc":          {docker: []string{"com.docker.network.bridge.enable_icc"}, set: boolean(func(o *usernet.Options) *bool { return &o.ICC })},
 	"host_binding": {docker: []string{"com.docker.network.bridge.host_binding_ipv4"}, set: setHostBinding},
 	"iface_prefix": {docker: []string{"com.docker.network.container_iface_prefix"}, set: setIfacePrefix},
+	"fastpath":     {only: usernet.Usermode, set: setFastPath},
 	"subnet":       {single: true, set: setSubnets},
 	"gateway":      {single: true, set: setGateways},
 
-	"bridge": {docker: []string{"com.docker.network.bridge.name"}, bridge: true, single: true, set: setBridgeName},
-	"masquerade": {docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, bridge: true,
+	"bridge": {docker: []string{"com.docker.network.bridge.name"}, only: usernet.Bridge, single: true, set: setBridgeName},
+	"masquerade": {docker: []string{"com.docker.network.bridge.enable_ip_masquerade"}, only: usernet.Bridge,
 		set: boolean(func(o *usernet.Options) *bool { return &o.Masquerade })},
-	"inhibit_ipv4": {docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, bridge: true,
+	"inhibit_ipv4": {docker: []string{"com.docker.network.bridge.inhibit_ipv4"}, only: usernet.Bridge,
 		set: boolean(func(o *usernet.Options) *bool { return &o.InhibitHostIP })},
-	"source_ipv4": {docker: []string{"com.docker.network.host_ipv4"}, bridge: true, set: setSource4},
-	"source_ipv6": {docker: []string{"com.docker.network.host_ipv6"}, bridge: true, set: setSource6},
+	"source_ipv4": {docker: []string{"com.docker.network.host_ipv4"}, only: usernet.Bridge, set: setSource4},
+	"source_ipv6": {docker: []string{"com.docker.network.host_ipv6"}, only: usernet.Bridge, set: setSource6},
 }
 
 // engines are options that the engine obeys itself and passes on to every driver, whatever their value.
@@ -63,7 +66,7 @@ var unsupported = map[string]string{
 func Names() []string { return slices.Sorted(maps.Keys(options)) }
 
 // Options checks the options of a network. Each may be written by its short name, with the prefix "usernet.", or as
-// Docker's bridge driver calls it. What is not given takes its default: Usermode, with ICC and Masquerade.
+// Docker's bridge driver calls it. What is not given takes its default: Usermode, with ICC, Masquerade and FastPath.
 func Options(raw map[string]string) (usernet.Options, error) { return OptionsOver(nil, raw) }
 
 // OptionsOver is Options with defaults for what raw does not give. A default that means nothing for the mode of the
@@ -77,7 +80,7 @@ func OptionsOver(defaults, raw map[string]string) (usernet.Options, error) {
 	if err != nil {
 		return usernet.Options{}, err
 	}
-	o := usernet.Options{Mode: usernet.Usermode, ICC: true, Masquerade: true}
+	o := usernet.Options{Mode: usernet.Usermode, ICC: true, Masquerade: true, FastPath: true}
 	if _, given := values["mode"]; !given && below["mode"] != "" {
 		values["mode"] = below["mode"]
 	}
@@ -87,7 +90,7 @@ func OptionsOver(defaults, raw map[string]string) (usernet.Options, error) {
 		}
 	}
 	for name, value := range below {
-		if _, given := values[name]; !given && (o.Mode == usernet.Bridge || !options[name].bridge) {
+		if _, given := values[name]; !given && options[name].fits(o.Mode) {
 			values[name] = value
 		}
 	}
@@ -104,8 +107,8 @@ func apply(o *usernet.Options, values map[string]string) error {
 		names = append(slices.Delete(names, i, i+1), "gateway")
 	}
 	for _, name := range names {
-		if options[name].bridge && o.Mode != usernet.Bridge {
-			return invalid("option %s: it needs mode=bridge", name)
+		if !options[name].fits(o.Mode) {
+			return invalid("option %s: it needs mode=%s", name, options[name].only)
 		}
 		if err := options[name].set(o, values[name]); err != nil {
 			return invalid("option %s=%.64s: %w", name, values[name], err)
@@ -224,6 +227,18 @@ func setMTU(o *usernet.Options, value string) error {
 		return fmt.Errorf("want a number of bytes from %d to %d", minMTU, maxMTU)
 	}
 	o.MTU = n
+	return nil
+}
+
+func setFastPath(o *usernet.Options, value string) error {
+	switch value {
+	case "on":
+		o.FastPath = true
+	case "off":
+		o.FastPath = false
+	default:
+		return fmt.Errorf("want on or off")
+	}
 	return nil
 }
 

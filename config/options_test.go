@@ -20,7 +20,7 @@ var cmpValues = cmp.Options{
 
 // base is what no options give, with change applied.
 func base(change func(o *usernet.Options)) usernet.Options {
-	o := usernet.Options{Mode: usernet.Usermode, ICC: true, Masquerade: true}
+	o := usernet.Options{Mode: usernet.Usermode, ICC: true, Masquerade: true, FastPath: true}
 	if change != nil {
 		change(&o)
 	}
@@ -52,7 +52,7 @@ func TestOptions(t *testing.T) {
 			"com.docker.network.bridge.default_bridge":       "false",
 			"com.docker.network.advertise_addr_nmsgs":        "3",
 		}, usernet.Options{
-			Mode: usernet.Bridge, MTU: 1400, BridgeName: "web0", InhibitHostIP: true, IfacePrefix: "lan",
+			Mode: usernet.Bridge, MTU: 1400, FastPath: true, BridgeName: "web0", InhibitHostIP: true, IfacePrefix: "lan",
 			HostBinding: netip.MustParseAddr("127.0.0.1"),
 			Source4:     netip.MustParseAddr("192.0.2.1"), Source6: netip.MustParseAddr("2001:db8::1"),
 		}},
@@ -81,7 +81,7 @@ func TestOptions(t *testing.T) {
 }
 
 func TestOptionsRefused(t *testing.T) {
-	known := "bridge, gateway, host_binding, icc, iface_prefix, inhibit_ipv4, masquerade, mode, mtu, source_ipv4, source_ipv6, subnet"
+	known := "bridge, fastpath, gateway, host_binding, icc, iface_prefix, inhibit_ipv4, masquerade, mode, mtu, source_ipv4, source_ipv6, subnet"
 	for _, tt := range []struct {
 		raw  map[string]string
 		want string // the whole error, or its end after "…"
@@ -105,6 +105,8 @@ func TestOptionsRefused(t *testing.T) {
 		{map[string]string{"icc": "maybe"}, "invalid option icc=maybe: want true or false"},
 		{map[string]string{"bridge": "br0"}, "invalid option bridge: it needs mode=bridge"},
 		{map[string]string{"com.docker.network.bridge.enable_ip_masquerade": "true"}, "invalid option masquerade: it needs mode=bridge"},
+		{map[string]string{"mode": "bridge", "fastpath": "on"}, "invalid option fastpath: it needs mode=usermode"},
+		{map[string]string{"fastpath": "maybe"}, "invalid option fastpath=maybe: want on or off"},
 		{map[string]string{"mode": "bridge", "bridge": "a/b"}, "invalid option bridge=a/b: '/' cannot be in it"},
 		{map[string]string{"mode": "bridge", "bridge": ".."}, "invalid option bridge=..: it is a directory"},
 		{map[string]string{"mode": "bridge", "bridge": "sixteen-letters-"}, "invalid option bridge=sixteen-letters-: want 1 to 15 letters"},

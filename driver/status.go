@@ -13,7 +13,9 @@ import (
 // NetworkStatus is what is known of a network now.
 type NetworkStatus struct {
 	usernet.Network
-	Up        bool // false: it could not be brought back after a restart
+	Up        bool   // false: it could not be brought back after a restart
+	Path      string // usermode: how TCP leaves: "splice" or "netstack"
+	PathError string // why it is netstack although the fast path was wanted
 	Endpoints []EndpointStatus
 }
 
@@ -46,6 +48,16 @@ func (d *Driver) Status() []NetworkStatus {
 
 func (n *network) status() NetworkStatus {
 	s := NetworkStatus{Network: n.Network, Up: n.segment != nil && !n.failed.Load()}
+	if s.Up && n.Options.Mode == usernet.Usermode && !n.Internal {
+		s.Path = "netstack"
+		fast, err := n.segment.Gateway().FastPath()
+		if fast {
+			s.Path = "splice"
+		}
+		if err != nil {
+			s.PathError = err.Error()
+		}
+	}
 	for _, c := range n.containers {
 		es := EndpointStatus{Endpoint: c.Endpoint, Joined: c.joined}
 		for _, p := range c.ports {

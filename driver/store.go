@@ -48,6 +48,7 @@ type (
 		MTU           int          `json:"mtu,omitempty"`
 		ICC           bool         `json:"icc"`
 		Masquerade    bool         `json:"masquerade"`
+		FastPath      bool         `json:"fastpath"`
 		BridgeName    string       `json:"bridge,omitempty"`
 		HostBinding   netip.Addr   `json:"host_binding,omitzero"`
 		Source4       netip.Addr   `json:"source_ipv4,omitzero"`
@@ -242,7 +243,7 @@ func saveNetwork(n usernet.Network, added []netip.Prefix) savedNetwork {
 		s.Subnets = append(s.Subnets, savedSubnet(sub))
 	}
 	o := n.Options
-	s.Options = savedOptions{o.Mode, o.MTU, o.ICC, o.Masquerade, o.BridgeName, o.HostBinding, o.Source4, o.Source6, o.IfacePrefix, o.InhibitHostIP}
+	s.Options = savedOptions{o.Mode, o.MTU, o.ICC, o.Masquerade, o.FastPath, o.BridgeName, o.HostBinding, o.Source4, o.Source6, o.IfacePrefix, o.InhibitHostIP}
 	return s
 }
 
@@ -252,7 +253,7 @@ func (s savedNetwork) network() usernet.Network {
 		n.Subnets = append(n.Subnets, usernet.Subnet(sub))
 	}
 	o := s.Options
-	n.Options = usernet.Options{Mode: o.Mode, MTU: o.MTU, ICC: o.ICC, Masquerade: o.Masquerade, BridgeName: o.BridgeName,
+	n.Options = usernet.Options{Mode: o.Mode, MTU: o.MTU, ICC: o.ICC, Masquerade: o.Masquerade, FastPath: o.FastPath, BridgeName: o.BridgeName,
 		HostBinding: o.HostBinding, Source4: o.Source4, Source6: o.Source6, IfacePrefix: o.IfacePrefix, InhibitHostIP: o.InhibitHostIP}
 	return n
 }

@@ -72,6 +72,7 @@ func Open(cfg Config) (_ *Segment, err error) {
 			MTU:      cfg.Network.MTU(),
 			Internal: cfg.Network.Internal,
 			Blocked:  cfg.Blocked,
+			FastPath: cfg.Network.Options.FastPath,
 			Log:      cfg.Log,
 		})
 		if err != nil {

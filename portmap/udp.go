@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"sync"
 
-	"github.com/usernet/usernet/internal/relay"
+	"github.com/usernet/usernet/internal/splice"
 )
 
 // datagram holds every UDP payload. Flows share a pool of them and have one only while they handle a datagram, so
@@ -22,7 +22,7 @@ func (r *server) serveUDP(ctx context.Context, ln *net.UDPConn, target netip.Add
 	var replies sync.WaitGroup
 	defer replies.Wait()
 	buf, oob := make([]byte, len(datagram{})), make([]byte, destinationSpace())
-	var p relay.Pause
+	var p splice.Pause
 	for {
 		n, oobn, _, from, err := ln.ReadMsgUDPAddrPort(buf, oob)
 		switch {

@@ -52,6 +52,11 @@ func (g *Gateway) declare() error {
 	if g.divertErr = g.declareDivert(h, lo); g.divertErr != nil {
 		g.cfg.Log.Warn("containers see the gateway's address instead of a published port's client", "reason", g.divertErr)
 	}
+	if g.cfg.FastPath {
+		if g.fastErr = g.declareFastPath(); g.fastErr != nil {
+			g.cfg.Log.Warn("no fast path for TCP, netstack carries it", "reason", g.fastErr)
+		}
+	}
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/netns"
@@ -34,6 +35,7 @@ type Config struct {
 	Blocked  func(netip.Addr) bool // further addresses that containers must not reach; must not wait; may be nil
 	Log      *slog.Logger          // nil: nothing is logged
 
+	FastPath  bool // splice TCP connections out of the network in the kernel, where it has what that needs
 	NoOffload bool // keep segmentation and checksum offload of the TUN device off, though the kernel has it
 }
 
@@ -44,8 +46,10 @@ type Gateway struct {
 	tun       *os.File  // nil on an internal network
 	netstack  *netstack // nil likewise
 	offload   bool      // the TUN device takes and gives GSO packets and partial checksums
-	divertErr error     // why sockets in the fabric cannot take foreign addresses; nil: they can
-	ipv6      bool      // the fabric speaks IPv6
+	fast      *fastPath
+	fastErr   error // why there is no fast path although it was asked for
+	divertErr error // why sockets in the fabric cannot take foreign addresses; nil: they can
+	ipv6      bool  // the fabric speaks IPv6
 	undo      undo.List
 }
 
@@ -93,6 +97,7 @@ func Open(cfg Config) (_ *Gateway, err error) {
 		MTU:     cfg.MTU,
 		Offload: g.offload,
 		Resolve: policy{own: g.prefixes(), blocked: cfg.Blocked}.resolve,
+		Fast:    g.fast,
 		Log:     cfg.Log,
 	})
 	if err != nil {
@@ -108,8 +113,21 @@ func (g *Gateway) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	return g.netstack.run(ctx, g.tun)
+	if g.fast == nil {
+		return g.netstack.run(ctx, g.tun)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var fast sync.WaitGroup
+	fast.Go(func() { g.fast.run(ctx) })
+	err := g.netstack.run(ctx, g.tun)
+	cancel()
+	fast.Wait()
+	return err
 }
+
+// FastPath reports whether TCP connections out of the network are spliced in the kernel. If not, netstack carries them,
+// and the error says why; it is nil when the fast path was not asked for.
+func (g *Gateway) FastPath() (bool, error) { return g.fast != nil, g.fastErr }
 
 // Netns is the fabric. It belongs to the Gateway and ends with Close.
 func (g *Gateway) Netns() *netns.NS { return g.netns }

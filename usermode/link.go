@@ -219,6 +219,19 @@ func (l *link) send(s *sender, pkt *stack.PacketBuffer) {
 	}
 }
 
+// inject sends a frame that has its virtio header already.
+func (l *link) inject(frame []byte) error {
+	s := senders.Get().(*sender)
+	s.iovs = append(s.iovs[:0], frame)
+	err := l.raw.Write(s.writeFn)
+	if err == nil {
+		err = s.err
+	}
+	clear(s.iovs)
+	senders.Put(s)
+	return err
+}
+
 // MTU, with the following, is what stack.LinkEndpoint asks for.
 func (l *link) MTU() uint32       { return l.mtu.Load() }
 func (l *link) SetMTU(mtu uint32) { l.mtu.Store(mtu) }

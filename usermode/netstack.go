@@ -33,7 +33,9 @@ type netstackConfig struct {
 	// Resolve returns the address to dial on the host for the one that a container dialled, or refuses it. It is
 	// called by several goroutines, some of which carry everybody's packets: it must not wait.
 	Resolve func(netip.Addr) (netip.Addr, bool)
-	Log     *slog.Logger
+	// Fast takes TCP connections over once their destinations have answered; nil leaves them to netstack.
+	Fast *fastPath
+	Log  *slog.Logger
 }
 
 // netstack carries the packets of a TUN on by ordinary sockets of this process: it is the other end of every TCP
@@ -93,8 +95,8 @@ func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &carrier{link: link, stack: st, relays: newTCPRelays(st, cfg), flows: newUDPFlows(st, cfg), echoes: newEchoRelay(st, cfg)}
-	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.forwarder.HandlePacket)
+	c := &carrier{link: link, stack: st, relays: newTCPRelays(st, link, cfg), flows: newUDPFlows(st, cfg), echoes: newEchoRelay(st, cfg)}
+	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.handlePacket)
 	st.SetTransportProtocolHandler(udp.ProtocolNumber, c.flows.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber4, c.echoes.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber6, c.echoes.handle)

@@ -42,14 +42,15 @@ func dialFrom(ns *netns.NS, network string, to netip.AddrPort, timeout time.Dura
 
 // The whole way: container, bridge, TUN, network stack, socket on the host.
 func TestContainerReachesTheHost(t *testing.T) {
-	for _, noOffload := range []bool{false, true} {
-		name := "with offload"
-		if noOffload {
-			name = "without offload"
-		}
+	for name, set := range map[string]func(*Config){
+		"netstack":                  func(*Config) {},
+		"netstack without offload":  func(c *Config) { c.NoOffload = true },
+		"fast path":                 func(c *Config) { c.FastPath = true },
+		"fast path without offload": func(c *Config) { c.FastPath, c.NoOffload = true, true },
+	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig(t.TempDir())
-			cfg.NoOffload = noOffload
+			set(&cfg)
 			cfg.Log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 			g := openFabric(t, cfg)
 			addHost(t)

@@ -62,6 +62,12 @@ func table(w io.Writer, list []control.Network) error {
 		case n.Internal:
 			state = "up, internal"
 		}
+		if n.Up && n.Path != "" {
+			state += ", TCP by " + n.Path
+		}
+		if n.PathError != "" {
+			state += " (" + n.PathError + ")"
+		}
 		fmt.Fprintf(tw, "%.12s\t%s\t%s\t%s\t%d\t%s\n", n.ID, n.Mode, orDash(subnets), orDash(gateways), len(n.Endpoints), state)
 	}
 	fmt.Fprintln(tw)

@@ -109,7 +109,7 @@ func TestServeUntilCancelled(t *testing.T) {
 func TestTable(t *testing.T) {
 	list := []control.Network{
 		{
-			ID: "0123456789abcdef", Mode: usernet.Usermode, Up: true,
+			ID: "0123456789abcdef", Mode: usernet.Usermode, Up: true, Path: "netstack", PathError: "no TPROXY",
 			Subnets: []control.Subnet{
 				{Subnet: netip.MustParsePrefix("172.18.0.0/16"), Gateway: netip.MustParseAddr("172.18.0.1")},
 				{Subnet: netip.MustParsePrefix("fd00::/64"), Gateway: netip.MustParseAddr("fd00::1")},
@@ -130,7 +130,7 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `NETWORK        MODE       SUBNET                     GATEWAY               ENDPOINTS   STATE
-0123456789ab   usermode   172.18.0.0/16, fd00::/64   172.18.0.1, fd00::1   1           up
+0123456789ab   usermode   172.18.0.0/16, fd00::/64   172.18.0.1, fd00::1   1           up, TCP by netstack (no TPROXY)
 aaaa           bridge     -                          -                     0           down
 
 ENDPOINT       NETWORK        ADDRESS               MAC                 PORTS

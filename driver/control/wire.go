@@ -13,8 +13,10 @@ import (
 type Network struct {
 	ID        string       `json:"id"`
 	Mode      usernet.Mode `json:"mode"`
-	Up        bool         `json:"up"`               // false: it could not be brought back after a restart
-	Bridge    string       `json:"bridge,omitempty"` // the link in the host's namespace, on networks of mode bridge
+	Up        bool         `json:"up"`                   // false: it could not be brought back after a restart
+	Bridge    string       `json:"bridge,omitempty"`     // the link in the host's namespace, on networks of mode bridge
+	Path      string       `json:"path,omitempty"`       // how TCP leaves a usermode network: splice or netstack
+	PathError string       `json:"path_error,omitempty"` // why it is netstack although the fast path was wanted
 	MTU       int          `json:"mtu"`
 	Internal  bool         `json:"internal,omitempty"`
 	Subnets   []Subnet     `json:"subnets"`
@@ -48,7 +50,7 @@ type Port struct {
 }
 
 func networkOf(s driver.NetworkStatus) Network {
-	n := Network{ID: s.ID, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
+	n := Network{ID: s.ID, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
 	if n.Mode == usernet.Bridge {
 		n.Bridge = s.BridgeName()
 	}

@@ -99,7 +99,7 @@ func TestDocker20(t *testing.T) {
 	want := usernet.Network{
 		ID:      netID,
 		Subnets: []usernet.Subnet{{Prefix: netip.MustParsePrefix("172.20.0.0/16"), Gateway: netip.MustParseAddr("172.20.0.1"), Reserved: []netip.Addr{netip.MustParseAddr("172.20.0.9")}}},
-		Options: usernet.Options{Mode: usernet.Bridge, MTU: 1400, ICC: true, Masquerade: true},
+		Options: usernet.Options{Mode: usernet.Bridge, MTU: 1400, ICC: true, Masquerade: true, FastPath: true},
 	}
 	if diff := cmp.Diff(want, d.networks[netID], cmpValues); diff != "" {
 		t.Fatalf("network -want +got\n%s", diff)

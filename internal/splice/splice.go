@@ -1,6 +1,6 @@
-// Package relay accepts TCP connections and joins each with another one, in the kernel as far as it goes. It does not
+// Package splice accepts TCP connections and joins each with another one, in the kernel as far as it goes. It does not
 // know where connections lead; whoever serves them dials.
-package relay
+package splice
 
 import (
 	"context"
