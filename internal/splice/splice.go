@@ -4,7 +4,6 @@ package splice
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -76,13 +75,12 @@ func Join(ctx context.Context, client, server *net.TCPConn) {
 	}
 }
 
-// pump copies src to dst and passes the end of the stream on. Both must be bare TCP connections: io.Copy then moves
-// the bytes with splice(2), and any wrapper would stop that.
+// pump copies src to dst and passes the end of the stream on.
 //
 // On an error it calls expire to end the opposite pump too, unless dst is gone: then that one ends by itself, after
 // it has delivered what dst said before.
 func pump(dst, src *side, expire func()) error {
-	_, err := io.Copy(dst.conn, src.conn)
+	err := move(dst.conn, src.conn)
 	if err == nil && !src.shut.Load() && gone(src.conn) {
 		// The kernel reports a reset once. The opposite pump got it, and this one saw what looks like an end.
 		err = unix.ECONNRESET

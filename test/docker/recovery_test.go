@@ -43,9 +43,7 @@ func usernetKilled(r *rig) {
 	restarted := time.Now()
 	r.wait(soon, "the published port", func() error { return r.fetch(r.outside(), hostIP+":8080", "hello from www", "peer "+router+":") })
 	r.Logf("the published port works %v after the restart", time.Since(restarted).Round(time.Millisecond))
-	if r.mode.name == usermode.name { // on a bridge it is the kernel's and was never lost
-		r.wait(soon, "the way out", func() error { return r.survived(r.docker("logs", "busy"), killed) })
-	}
+	r.wait(soon, "the way out", func() error { return r.survived(r.docker("logs", "busy"), killed) })
 	r.works("peer "+hostIP+":", "busy", "probe", "fetch", "http://"+far+"/")
 	r.udp(r.outside(), hostIP+":5353", "peer "+router+":")
 	r.works("peer "+hostIP+":", "www", "probe", "udp", far+":7", "knock")

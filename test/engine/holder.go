@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,11 +79,24 @@ func (h holding) end() {
 			break
 		}
 	}
+	h.unmount()
 	entries, _ := os.ReadDir(h.Dir)
 	for _, e := range entries {
 		os.RemoveAll(filepath.Join(h.Dir, e.Name()))
 	}
 	unix.Unlinkat(h.parent, filepath.Base(h.Dir), unix.AT_REMOVEDIR)
+}
+
+// unmount takes away what Docker mounted below the directory, so that the removal does not reach through it.
+func (h holding) unmount() {
+	text, _ := os.ReadFile("/proc/self/mountinfo")
+	lines := strings.Split(string(text), "\n")
+	slices.Reverse(lines)
+	for _, line := range lines {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], h.Dir+"/") {
+			unix.Unmount(f[4], unix.MNT_DETACH)
+		}
+	}
 }
 
 // rmdirs removes a tree of directories whose files cannot be removed.
