@@ -15,7 +15,7 @@ say() { echo "setup: $*" >&2; }
 guarded() (
 	policy=$1/usr/sbin/policy-rc.d
 	shift
-	if [ -e "$policy" ]; then mv "$policy" "$policy.usernet"; fi
+	if [ -e "$policy" ] && [ ! -e "$policy.usernet" ]; then mv "$policy" "$policy.usernet"; fi
 	restore() {
 		rm -f "$policy"
 		if [ -e "$policy.usernet" ]; then mv "$policy.usernet" "$policy"; fi

@@ -97,6 +97,7 @@ func Open(cfg Config) (_ *Gateway, err error) {
 		MTU:     cfg.MTU,
 		Offload: g.offload,
 		Resolve: policy{own: g.prefixes(), blocked: cfg.Blocked}.resolve,
+		Sources: g.prefixes(),
 		Fast:    g.fast,
 		Log:     cfg.Log,
 	})

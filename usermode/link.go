@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 type link struct {
 	raw     syscall.RawConn
 	offload bool
+	sources []netip.Prefix // none: any
 	log     *slog.Logger
 
 	mtu        atomic.Uint32
@@ -39,7 +41,7 @@ var (
 )
 
 func newLink(raw syscall.RawConn, cfg netstackConfig) *link {
-	l := &link{raw: raw, offload: cfg.Offload, log: cfg.Log}
+	l := &link{raw: raw, offload: cfg.Offload, sources: cfg.Sources, log: cfg.Log}
 	l.mtu.Store(uint32(cfg.MTU))
 	return l
 }
@@ -68,13 +70,32 @@ func (l *link) deliver(rx *receiver) {
 	d := l.dispatcher.Load()
 	_, err := decodeVirtio(rx.hdr[:min(rx.n, virtioHdrLen)])
 	proto, ok := classify(rx.start())
-	if err != nil || !ok || d == nil {
+	if err != nil || !ok || d == nil || !l.takes(proto, rx.start()) {
 		l.refused.Add(1)
 		return
 	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: rx.take()})
 	(*d).DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
+}
+
+// takes tells whether the packet that begins with b, which classify has seen, comes from one of the sources.
+func (l *link) takes(proto tcpip.NetworkProtocolNumber, b []byte) bool {
+	if len(l.sources) == 0 {
+		return true
+	}
+	var src netip.Addr
+	if proto == header.IPv4ProtocolNumber {
+		src = netip.AddrFrom4([4]byte(header.IPv4(b).SourceAddressSlice()))
+	} else {
+		src = netip.AddrFrom16([16]byte(header.IPv6(b).SourceAddressSlice()))
+	}
+	for _, p := range l.sources {
+		if p.Contains(src) {
+			return true
+		}
+	}
+	return false
 }
 
 // The buffers that a frame is read into, one after the other. Chunks of gVisor's pool come in powers of two and are

@@ -33,6 +33,9 @@ type netstackConfig struct {
 	// Resolve returns the address to dial on the host for the one that a container dialled, or refuses it. It is
 	// called by several goroutines, some of which carry everybody's packets: it must not wait.
 	Resolve func(netip.Addr) (netip.Addr, bool)
+	// Sources are the addresses that packets may come from; with none, any. A container that makes up its address
+	// would otherwise be as many clients as it likes, to limits that are per client.
+	Sources []netip.Prefix
 	// Fast takes TCP connections over once their destinations have answered; nil leaves them to netstack.
 	Fast *fastPath
 	Log  *slog.Logger

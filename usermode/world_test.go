@@ -156,6 +156,50 @@ func TestContainerDoesNotReach(t *testing.T) {
 	}
 }
 
+// A made-up address does not get out of the network.
+func TestContainerCannotMakeUpItsAddress(t *testing.T) {
+	eachPath(t, func(t *testing.T, _ *Gateway, ns *netns.NS) {
+		made := netip.MustParseAddr("10.200.77.7")
+		err := ns.Do(func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: made.AsSlice(), Mask: net.CIDRMask(32, 32)}})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host4.Addr(), 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		send := func(from netip.Addr, text string) {
+			t.Helper()
+			err := ns.Do(func() error {
+				c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), u.LocalAddr().(*net.UDPAddr))
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = io.WriteString(c, text)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		send(made, "made up")
+		send(container4.Addr(), "true") // what was sent before would be there before
+		u.SetReadDeadline(time.Now().Add(5 * time.Second))
+		b := make([]byte, 100)
+		if n, _, err := u.ReadFrom(b); err != nil || string(b[:n]) != "true" {
+			t.Errorf("received %q, %v, want what has a true address", b[:n], err)
+		}
+	})
+}
+
 // nettestAddr gives a link of the test's namespace further addresses.
 func nettestAddr(t *testing.T, link string, addrs ...netip.Prefix) {
 	t.Helper()

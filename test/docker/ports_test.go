@@ -133,14 +133,18 @@ func conflict(r *rig) {
 	r.network("a")
 	r.network("b")
 	r.run("www", "--network", "a", "-p", "8080:80", "-p", "5353:7/udp")
+	holder := "endpoint"
+	if r.mode.name != own.name {
+		holder += " " + r.endpoint("www", "a").ID[:12]
+	}
 	for _, network := range []string{"a", "b"} {
 		for _, ports := range []string{"8080:80", "127.0.0.1:8080:80", "[::1]:8080:80", hostIP + ":8080:80"} {
-			r.refused([]string{"8080", "port is already allocated"},
+			r.refused([]string{"8080", "port is already allocated", holder},
 				"run", "-d", "--name", "two", "--network", network, "-p", "8077:80", "-p", ports, engine.Image)
 			r.docker("rm", "-f", "two")
 		}
 	}
-	r.refused([]string{"5353", "port is already allocated"},
+	r.refused([]string{"5353", "port is already allocated", holder},
 		"run", "-d", "--name", "two", "--network", "a", "-p", "5353:7/udp", engine.Image)
 	r.docker("rm", "-f", "two")
 	stranger := r.listen("tcp", "127.0.0.1:8099")

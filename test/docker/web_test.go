@@ -65,20 +65,34 @@ func egress(r *rig) {
 	}
 }
 
-// internal networks have no way out and none in.
+// internal networks have no way out and none in, not even for a container that makes itself a default route.
 func internal(r *rig) {
-	r.network("web", "--internal")
+	r.network("web", "--internal", "--ipv6", "--subnet", "10.213.0.0/24", "--subnet", "fd00:213::/64")
 	r.run("www", "--network", "web", "-p", "8080:80")
-	r.run("other", "--network", "web")
+	r.run("other", "--network", "web", "--cap-add", "NET_ADMIN")
 	r.works("hello from www", "other", "probe", "fetch", "http://www/")
-	for _, addr := range []string{far, hostIP} {
-		r.fails("other", "ping", "-c", "1", "-W", "1", addr)
-		r.fails("other", "probe", "udp", addr+":7", "knock")
-		r.fails("other", "probe", "fetch", "http://"+addr+"/")
+	for _, family := range []string{"-4", "-6"} {
+		out, err := r.in("other", "ip", family, "route")
+		if err != nil || !strings.Contains(out, "dev eth0") || strings.Contains(out, "default") {
+			r.Errorf("ip %s route in an internal network: %q, %v", family, out, err)
+		}
 	}
-	if out, err := r.in("other", "ip", "route"); err != nil || !strings.Contains(out, "dev eth0") || strings.Contains(out, "default") {
-		r.Errorf("default route in an internal network: %q, %v", out, err)
+	isolated := func() {
+		r.Helper()
+		var tries sync.WaitGroup
+		for _, addr := range []string{far, hostIP, "[" + far6 + "]", "[" + hostIP6 + "]"} {
+			tries.Go(func() {
+				r.fails("other", "ping", "-c", "1", "-W", "1", strings.Trim(addr, "[]"))
+				r.fails("other", "probe", "udp", addr+":7", "knock")
+				r.fails("other", "probe", "fetch", "http://"+addr+"/")
+			})
+		}
+		tries.Wait()
 	}
+	isolated()
+	r.works("", "other", "ip", "route", "add", "default", "via", "10.213.0.1")
+	r.works("", "other", "ip", "-6", "route", "add", "default", "via", "fd00:213::1")
+	isolated()
 	r.noPage(r.host(), "127.0.0.1:8080")
 	r.noPage(r.outside(), hostIP+":8080")
 }
