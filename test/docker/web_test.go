@@ -77,10 +77,10 @@ func internal(r *rig) {
 			r.Errorf("ip %s route in an internal network: %q, %v", family, out, err)
 		}
 	}
-	isolated := func() {
+	isolated := func(addrs ...string) {
 		r.Helper()
 		var tries sync.WaitGroup
-		for _, addr := range []string{far, hostIP, "[" + far6 + "]", "[" + hostIP6 + "]"} {
+		for _, addr := range addrs {
 			tries.Go(func() {
 				r.fails("other", "ping", "-c", "1", "-W", "1", strings.Trim(addr, "[]"))
 				r.fails("other", "probe", "udp", addr+":7", "knock")
@@ -89,10 +89,14 @@ func internal(r *rig) {
 		}
 		tries.Wait()
 	}
-	isolated()
+	world, host := []string{far, "[" + far6 + "]"}, []string{hostIP, "[" + hostIP6 + "]"}
+	isolated(append(world, host...)...)
 	r.works("", "other", "ip", "route", "add", "default", "via", "10.213.0.1")
 	r.works("", "other", "ip", "-6", "route", "add", "default", "via", "fd00:213::1")
-	isolated()
+	if r.mode.name == usermode.name {
+		world = append(world, host...) // on a bridge the host is a neighbour of the containers, as with Docker's own driver
+	}
+	isolated(world...)
 	r.noPage(r.host(), "127.0.0.1:8080")
 	r.noPage(r.outside(), hostIP+":8080")
 }
