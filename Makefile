@@ -35,7 +35,7 @@ demo: build
 	test/demo.sh
 
 bench: build
-	test/bench.sh
+	test/bench.sh $(ARGS)
 
 plugin:
 	dist/plugin.sh

@@ -3,4 +3,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 test/setup.sh
-USERNET_BIN=$PWD/bin/usernet exec go run ./test/bench "$@"
+# It also runs in containers, which have no C library.
+USERNET_BIN=$PWD/bin/usernet CGO_ENABLED=0 exec go run ./test/bench "$@"
