@@ -422,6 +422,26 @@ func TestPublishTakesAllPortsOrNone(t *testing.T) {
 	}
 }
 
+// What a failed Publish had released before came back with the next start: its record still had it.
+func TestFailedPublishIsNotUndoneByARestart(t *testing.T) {
+	b := newBench(t)
+	n := netOf(usernet.Usermode, 1)
+	b.create(n)
+	one, two := b.join(n, 2), b.join(n, 3)
+	for ep, port := range map[string]uint16{one.ID: 8080, two.ID: 8081} {
+		if err := b.Publish(ctx, n.ID, ep, []usernet.Port{tcp(port, 80)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Publish(ctx, n.ID, two.ID, []usernet.Port{tcp(8080, 80)}); !errors.Is(err, usernet.ErrPortTaken) {
+		t.Fatalf("error %v, want that the port is taken", err)
+	}
+	b.restart()
+	if listening(8081) {
+		t.Error("the released port is served again after a restart")
+	}
+}
+
 func TestPortsByHand(t *testing.T) {
 	b := newBench(t)
 	n := netOf(usernet.Usermode, 1)

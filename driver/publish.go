@@ -38,10 +38,8 @@ func (d *Driver) Publish(_ context.Context, networkID, id string, ports []userne
 	if err := n.unpublish(c, byEngine); err != nil {
 		return err
 	}
-	if err := n.publish(c, ports, false); err != nil {
-		return err
-	}
-	return n.save(c)
+	// What was released above must not come back with a restart, whether or not the new ports could be had.
+	return errors.Join(n.publish(c, ports, false), n.save(c))
 }
 
 // Unpublish releases the ports that the engine wanted.

@@ -183,14 +183,14 @@ func (f *fastPath) run(ctx context.Context) {
 func (f *fastPath) deliver(c *net.TCPConn) {
 	r := route{addrPortOf(c.RemoteAddr()), addrPortOf(c.LocalAddr())}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	ch := f.waiting[r]
-	delete(f.waiting, r)
-	f.mu.Unlock()
 	if ch == nil {
 		splice.Refuse(c)
 		return
 	}
-	ch <- c
+	delete(f.waiting, r)
+	ch <- c // has room; under the lock, or a waiter that gives up just now would leave it behind
 }
 
 // accept sends the SYN of id back into the fabric and returns the connection that comes of it.
