@@ -27,6 +27,9 @@ type link struct {
 	sources []netip.Prefix // none: any
 	log     *slog.Logger
 
+	// early are asked in turn, before netstack, whether they take a packet. Set before receive.
+	early []func(*frame) bool
+
 	mtu        atomic.Uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 
@@ -65,14 +68,28 @@ func (l *link) receive() error {
 	}
 }
 
-// deliver hands the frame in rx to netstack.
+// frame is a packet that came from the TUN. It belongs to the receiver, which reads the next one into the same memory.
+type frame struct {
+	virtio virtioHdr
+	proto  tcpip.NetworkProtocolNumber
+	// The packet, from its IP header on. The second part is empty unless the first is full (headSize).
+	parts [2][]byte
+}
+
+// deliver hands the frame in rx to whoever takes it first, and that is netstack in the end.
 func (l *link) deliver(rx *receiver) {
 	d := l.dispatcher.Load()
-	_, err := decodeVirtio(rx.hdr[:min(rx.n, virtioHdrLen)])
+	virtio, err := decodeVirtio(rx.hdr[:min(rx.n, virtioHdrLen)])
 	proto, ok := classify(rx.start())
 	if err != nil || !ok || d == nil || !l.takes(proto, rx.start()) {
 		l.refused.Add(1)
 		return
+	}
+	rx.frame.virtio, rx.frame.proto, rx.frame.parts = virtio, proto, [2][]byte{rx.start(), rx.rest()}
+	for _, takes := range l.early {
+		if takes(&rx.frame) {
+			return
+		}
 	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: rx.take()})
 	(*d).DeliverNetworkPacket(proto, pkt)
@@ -115,6 +132,7 @@ type receiver struct {
 	iovs       [][]byte // hdr, head, body
 	n          int      // bytes in the frame, virtio header included
 	err        error
+	frame      frame // for those who look at it before netstack
 	readFn     func(fd uintptr) bool // read; made once, since a method value is an allocation
 }
 
@@ -140,6 +158,9 @@ func (r *receiver) read(fd uintptr) bool {
 func (r *receiver) start() []byte {
 	return r.iovs[1][:min(max(r.n-virtioHdrLen, 0), headSize)]
 }
+
+// rest is what of the packet did not fit into the first buffer.
+func (r *receiver) rest() []byte { return r.iovs[2][:max(r.n-virtioHdrLen-headSize, 0)] }
 
 // take returns the packet and gets the receiver ready for the next one.
 func (r *receiver) take() buffer.Buffer {
