@@ -10,6 +10,7 @@ import (
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/firewall"
+	"github.com/usernet/usernet/internal/redirect"
 	"github.com/usernet/usernet/internal/undo"
 	"github.com/usernet/usernet/portmap"
 	"github.com/usernet/usernet/usermode"
@@ -21,7 +22,11 @@ type published struct {
 	manual  bool             // asked for by AddPort, not by the engine
 	forward *portmap.Forward // nil while it could not be had again after a restart
 	err     error            // why
+	steps   undo.List        // what to take back with it
 }
+
+// errElsewhere says that another endpoint of the same container serves the port. When that goes, this one takes over.
+var errElsewhere = errors.New("published through another network of the container")
 
 // Publish publishes the ports that the engine wants for an endpoint, in place of those it wanted before.
 func (d *Driver) Publish(_ context.Context, networkID, id string, ports []usernet.Port) error {
@@ -110,7 +115,7 @@ func (n *network) publish(c *container, ports []usernet.Port, manual bool) (err 
 	defer func() {
 		if err != nil {
 			c.ports = had
-			err = errors.Join(err, steps.Close(), n.applyRules())
+			err = errors.Join(err, steps.Close(), n.declare(c))
 		}
 	}()
 	for _, port := range ports {
@@ -121,37 +126,78 @@ func (n *network) publish(c *container, ports []usernet.Port, manual bool) (err 
 			port.HostIP = netip.IPv4Unspecified()
 		}
 		p := &published{Port: port, manual: manual}
-		if err := n.listen(c, p); err != nil {
+		switch err := n.listen(c, p); {
+		case errors.Is(err, errElsewhere):
+			p.err = err
+		case err != nil:
 			return err
 		}
-		steps.Push(p.forward.Close)
-		p.Port = p.forward.Port()
+		steps.Push(p.close)
 		c.ports = append(c.ports, p)
 	}
-	if err := n.applyRules(); err != nil {
+	if err := n.declare(c); err != nil {
 		return err
 	}
 	n.flushUDP(c.ports[len(had):])
 	return nil
 }
 
-// listen takes the host port.
-func (n *network) listen(c *container, p *published) error {
+// listen takes the host port, or, where its asker has it, one that the host port's clients can be redirected to.
+func (n *network) listen(c *container, p *published) (err error) {
 	if p.Proto == usernet.SCTP && n.Options.Mode != usernet.Bridge {
 		return fmt.Errorf("%w: %s: SCTP is published on networks of mode bridge only", usernet.ErrInvalid, p.Port)
 	}
-	f, err := n.driver.mapper.Publish(portmap.Request{
+	release, ok := n.driver.claims.take(c, p.Port)
+	if !ok {
+		return errElsewhere
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	req := portmap.Request{
 		Owner:  "endpoint " + shortID(c.ID),
 		Port:   p.Port,
 		Addr4:  c.Addr4.Addr(),
 		Addr6:  c.Addr6.Addr(),
 		Dialer: n.dialer(c),
-	})
+	}
+	if p.Held && p.Proto != usernet.SCTP {
+		req.Port.HostPort, req.Port.HostPortEnd = 0, 0
+	}
+	f, err := n.driver.mapper.Publish(req)
 	if err != nil {
 		return err
 	}
-	p.forward = f
+	p.forward, p.err = f, nil
+	p.steps.Push(func() error { release(); return nil })
+	p.steps.Push(f.Close)
+	if !p.Held {
+		p.Port = f.Port()
+	}
 	return nil
+}
+
+// declare tells the kernel what the host does with a container's ports, beside our listening on them.
+func (n *network) declare(c *container) error {
+	var held []redirect.Port
+	for _, p := range c.ports {
+		if !p.Held || p.forward == nil || p.Proto == usernet.SCTP {
+			continue
+		}
+		at := []netip.Addr{p.HostIP}
+		if !p.HostIP.IsValid() {
+			at = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+		}
+		for _, a := range at {
+			held = append(held, redirect.Port{Proto: p.Proto, Addr: a, Port: p.HostPort, To: p.forward.Port().HostPort})
+		}
+	}
+	if err := n.driver.redirects.Set("endpoint "+shortID(c.ID), held); err != nil {
+		return err
+	}
+	return n.applyRules()
 }
 
 // unpublish releases the ports of a container that which picks.
@@ -175,18 +221,20 @@ func (n *network) unpublish(c *container, which func(*published) bool) error {
 		return err
 	}
 	c.ports = keep
-	if err := n.applyRules(); err != nil {
+	if err := n.declare(c); err != nil {
 		return err
 	}
 	n.flushUDP(drop)
 	return nil
 }
 
+// close stops listening. It may be repeated.
 func (p *published) close() error {
-	if p.forward == nil {
-		return nil
+	if err := p.steps.Close(); err != nil {
+		return err
 	}
-	return p.forward.Close()
+	p.forward = nil
+	return nil
 }
 
 // closeForwards stops listening for a container and keeps the ports in its row.
@@ -194,7 +242,6 @@ func (c *container) closeForwards() error {
 	var errs []error
 	for _, p := range c.ports {
 		errs = append(errs, p.close())
-		p.forward = nil
 	}
 	return errors.Join(errs...)
 }
@@ -202,25 +249,25 @@ func (c *container) closeForwards() error {
 // retryPorts takes the ports again that the table says are published and nobody listens on: all of them after a restart,
 // later those that somebody else had taken in between.
 func (n *network) retryPorts() {
-	changed := false
 	for _, c := range n.containers {
+		changed := false
 		for _, p := range c.ports {
 			if p.forward != nil || n.segment == nil {
 				continue
 			}
 			err := n.listen(c, p)
-			if err != nil && p.err == nil {
+			if err != nil && p.err == nil && !errors.Is(err, errElsewhere) {
 				n.driver.cfg.Log.Error("published port is lost for now", "endpoint", shortID(c.ID), "port", p.Port.String(), "error", err)
 			}
 			p.err = err
 			changed = changed || err == nil
 		}
-	}
-	if !changed {
-		return
-	}
-	if err := n.applyRules(); err != nil {
-		n.driver.cfg.Log.Error("firewall is not up to date", "network", shortID(n.ID), "error", err)
+		if !changed {
+			continue
+		}
+		if err := n.declare(c); err != nil {
+			n.driver.cfg.Log.Error("firewall is not up to date", "network", shortID(n.ID), "error", err)
+		}
 	}
 }
 
@@ -241,8 +288,8 @@ func (n *network) dialer(c *container) portmap.Dialer {
 // can answer.
 type fromGateway struct{ *usermode.Gateway }
 
-func (f fromGateway) DialTCP(ctx context.Context, _, target netip.AddrPort) (*net.TCPConn, error) {
-	return f.Gateway.DialTCP(ctx, netip.AddrPort{}, target)
+func (f fromGateway) StartTCP(_, target netip.AddrPort) (fd int, err error) {
+	return f.Gateway.StartTCP(netip.AddrPort{}, target)
 }
 
 func (f fromGateway) DialUDP(_, target netip.AddrPort) (*net.UDPConn, error) {

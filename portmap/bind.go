@@ -13,14 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/splice"
 	"github.com/usernet/usernet/internal/undo"
 )
+
+// listener is a listening socket and the host's address it is bound to.
+type listener struct {
+	fd int
+	at netip.Addr
+}
 
 // claim is one port number with its sockets, taken but not yet served.
 type claim struct {
 	proto usernet.Proto
 	port  uint16
-	tcp   []*net.TCPListener
+	tcp   []listener
 	udp   []*net.UDPConn
 	undo  undo.List
 }
@@ -103,23 +110,20 @@ func noSuchFamily(err error) bool {
 // bind opens a socket at addr and c.port; if that is 0, it becomes the port the kernel chose. SCTP has no sockets.
 func (c *claim) bind(addr netip.Addr) error {
 	at := netip.AddrPortFrom(addr, c.port)
-	network := string(c.proto) + "4"
-	if addr.Is6() {
-		network = string(c.proto) + "6" // Go then sets IPV6_V6ONLY on the wildcard
-	}
 	switch c.proto {
 	case usernet.TCP:
-		// splice(2) does not work on an MPTCP socket, and Go listens with MPTCP by default.
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false)
-		ln, err := lc.Listen(context.Background(), network, at.String())
+		fd, port, err := splice.Listen(at, false)
 		if err != nil {
 			return bindError(c.proto, at, err)
 		}
-		c.tcp = append(c.tcp, ln.(*net.TCPListener))
-		c.undo.Push(func() error { return ifOpen(ln.Close()) })
-		c.port = addrPort(ln.Addr()).Port()
+		c.tcp = append(c.tcp, listener{fd, addr})
+		c.undo.Push(func() error { return unix.Close(fd) })
+		c.port = port
 	case usernet.UDP:
+		network := "udp4"
+		if addr.Is6() {
+			network = "udp6" // Go then sets IPV6_V6ONLY on the wildcard
+		}
 		var lc net.ListenConfig
 		if addr.IsUnspecified() {
 			lc.Control = askDestination

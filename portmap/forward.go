@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/splice"
 	"github.com/usernet/usernet/internal/undo"
 )
 
@@ -75,9 +76,9 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
+	var conns splice.Group
 	for _, ln := range c.tcp {
-		target := req.target(addrPort(ln.Addr()).Addr())
-		serving.Go(func() { r.serveTCP(ctx, ln, target) })
+		r.serveTCP(&conns, ln.fd, req.target(ln.at))
 	}
 	flows := newFlowTable(m.limits)
 	for _, conn := range c.udp {
@@ -86,6 +87,7 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 	}
 	f.undo.Push(func() error {
 		cancel()
+		conns.Close()
 		serving.Wait()
 		return nil
 	})

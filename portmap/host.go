@@ -1,20 +1,30 @@
 package portmap
 
 import (
-	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/splice"
 )
 
 // Host is the Dialer for containers that this process's own network namespace has a route to. It uses ordinary
 // sockets, so the container sees an address of the host, such as its bridge's, in place of the client's.
 type Host struct{}
 
-// DialTCP connects to target.
-func (Host) DialTCP(ctx context.Context, _, target netip.AddrPort) (*net.TCPConn, error) {
-	var d net.Dialer
-	d.SetMultipathTCP(false) // splice(2) does not work on an MPTCP socket
-	return d.DialTCP(ctx, "tcp", netip.AddrPort{}, target)
+// StartTCP begins to connect a socket to target.
+func (Host) StartTCP(_, target netip.AddrPort) (fd int, err error) {
+	if fd, err = splice.Socket(target.Addr()); err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, splice.Sockaddr(target)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("connect", err)
+	}
+	return fd, nil
 }
 
 // DialUDP connects a socket to target; no packet is sent.

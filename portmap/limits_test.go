@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/splice"
 )
 
 // Once, accepted sockets stayed open after a failed dial, and a few thousand clients of a dead container used up the
@@ -43,17 +45,33 @@ func countFiles(t testing.TB) int {
 	return len(files)
 }
 
-// stuck is a Dialer whose container never answers until release is closed.
-type stuck struct{ release chan struct{} }
+// stuck is a Dialer whose container never answers: the queue of its listener is full.
+type stuck struct{ at netip.AddrPort }
 
-func (s stuck) DialTCP(ctx context.Context, client, target netip.AddrPort) (*net.TCPConn, error) {
-	select {
-	case <-s.release:
-		return Host{}.DialTCP(ctx, client, target)
-	case <-ctx.Done():
-		return nil, ctx.Err()
+func newStuck(t *testing.T) stuck {
+	t.Helper()
+	fd, err := splice.Socket(container)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, splice.Sockaddr(netip.AddrPortFrom(container, 0))), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := stuck{splice.AddrPort(sa)}
+	waiting, err := Host{}.StartTCP(netip.AddrPort{}, s.at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(waiting) })
+	return s
 }
+
+func (s stuck) StartTCP(client, _ netip.AddrPort) (int, error) { return Host{}.StartTCP(client, s.at) }
 
 func (s stuck) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
 	return nil, errors.New("no such thing")
@@ -62,13 +80,13 @@ func (s stuck) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
 func TestTCPDialTimeout(t *testing.T) {
 	m := newMapper(t)
 	m.limits.dial = 20 * time.Millisecond
-	f := publish(t, m, tcpPort(1), stuck{})
+	f := publish(t, m, tcpPort(1), newStuck(t))
 	mustRefuse(t, at(f, "127.0.0.1"))
 }
 
 func TestTCPCloseEndsADial(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(1), stuck{})
+	f := publish(t, m, tcpPort(1), newStuck(t))
 	c := dial(t, at(f, "127.0.0.1"))
 	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
 	closeSoon(t, f)
@@ -93,14 +111,8 @@ func TestTCPTooMany(t *testing.T) {
 
 func TestTCPSlowClientsHoldUpNobody(t *testing.T) {
 	m := newMapper(t)
-	d := stuck{make(chan struct{})}
-	port := serve(t, container, echo)
-	f := publish(t, m, tcpPort(port), d)
-	waiting := dial(t, at(f, "127.0.0.1"))
-	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
-
+	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
 	// One that sends and never reads the echo, until nothing more goes in.
-	close(d.release)
 	deaf := dial(t, at(f, "127.0.0.1"))
 	deaf.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 	for b := make([]byte, 1<<20); ; {
@@ -109,13 +121,11 @@ func TestTCPSlowClientsHoldUpNobody(t *testing.T) {
 		}
 	}
 	exchange(t, dial(t, at(f, "127.0.0.1")), "quick")
-	exchange(t, waiting, "after all")
 }
 
 func TestTCPStuckDialHoldsUpNobody(t *testing.T) {
 	m := newMapper(t)
-	var once sync.Once
-	f := publish(t, m, tcpPort(serve(t, container, echo)), firstStuck{once: &once})
+	f := publish(t, m, tcpPort(serve(t, container, echo)), firstStuck{stuck: newStuck(t), once: new(sync.Once)})
 	first := dial(t, at(f, "127.0.0.1"))
 	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
 	exchange(t, dial(t, at(f, "127.0.0.1")), "hello")
@@ -126,17 +136,17 @@ func TestTCPStuckDialHoldsUpNobody(t *testing.T) {
 // firstStuck never reaches the container for its first client.
 type firstStuck struct {
 	Host
-	once *sync.Once
+	stuck stuck
+	once  *sync.Once
 }
 
-func (d firstStuck) DialTCP(ctx context.Context, client, target netip.AddrPort) (c *net.TCPConn, err error) {
+func (d firstStuck) StartTCP(client, target netip.AddrPort) (int, error) {
 	first := false
 	d.once.Do(func() { first = true })
 	if first {
-		<-ctx.Done()
-		return nil, ctx.Err()
+		return d.stuck.StartTCP(client, target)
 	}
-	return d.Host.DialTCP(ctx, client, target)
+	return d.Host.StartTCP(client, target)
 }
 
 // told is a slog.Handler that passes messages on.

@@ -4,7 +4,6 @@
 package portmap
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,14 +16,14 @@ import (
 	"github.com/usernet/usernet/internal/undo"
 )
 
-// Dialer opens the container's side of a connection. DialTCP gives up when ctx ends; DialUDP waits for nobody. The
-// caller closes what they return.
+// Dialer opens the container's side of a connection, without waiting for it: StartTCP returns a non-blocking socket
+// on which connect(2) was called. The caller closes what they return.
 //
 // client is the address the traffic came from. A Dialer that can shows it to the container as the source. It may be
 // of the other family than target, and a link-local one carries its zone; then, or when the container already has a
 // connection from that address and port, the Dialer takes an address of its own.
 type Dialer interface {
-	DialTCP(ctx context.Context, client, target netip.AddrPort) (*net.TCPConn, error)
+	StartTCP(client, target netip.AddrPort) (fd int, err error)
 	DialUDP(client, target netip.AddrPort) (*net.UDPConn, error)
 }
 

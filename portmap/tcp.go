@@ -1,38 +1,43 @@
 package portmap
 
 import (
-	"context"
-	"net"
+	"errors"
 	"net/netip"
 
 	"github.com/usernet/usernet/internal/splice"
 )
 
-// serveTCP relays every client of ln to target. It returns when ctx has ended and the last client has gone.
-func (r *server) serveTCP(ctx context.Context, ln *net.TCPListener, target netip.AddrPort) {
-	splice.Accept(ctx, ln, r.log, func(client *net.TCPConn) { r.serveClient(ctx, client, target) })
+var errTooMany = errors.New("too many connections")
+
+// serveTCP relays every client of the listening socket fd to target, until the group is closed.
+func (r *server) serveTCP(g *splice.Group, fd int, target netip.AddrPort) {
+	g.Serve(fd, r.log, func(client int, from netip.AddrPort) { r.serveClient(g, client, from, target) })
 }
 
 // serveClient relays one connection, or refuses it at once.
-func (r *server) serveClient(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
-	defer r.counters.active.Add(-1)
-	if r.counters.active.Add(1) > int64(r.limits.conns) {
+func (r *server) serveClient(g *splice.Group, client int, from, target netip.AddrPort) {
+	refuse := func(err error) {
 		r.counters.refused.Add(1)
-		splice.Refuse(client)
-		return
-	}
-	from := addrPort(client.RemoteAddr())
-	dialing, cancel := context.WithTimeout(ctx, r.limits.dial)
-	container, err := r.dialer.DialTCP(dialing, from, target)
-	cancel()
-	if err != nil {
-		r.counters.refused.Add(1)
+		r.counters.active.Add(-1)
 		splice.Refuse(client)
 		r.log.Debug("refused a connection", "client", from, "err", err)
+	}
+	if r.counters.active.Add(1) > int64(r.limits.conns) {
+		refuse(errTooMany)
 		return
 	}
-	defer client.Close()
-	defer container.Close()
-	r.counters.accepted.Add(1)
-	splice.Join(ctx, client, container)
+	container, err := r.dialer.StartTCP(from, target)
+	if err != nil {
+		refuse(err)
+		return
+	}
+	g.Connect(container, r.limits.dial, func(err error) {
+		if err != nil {
+			splice.Refuse(container)
+			refuse(err)
+			return
+		}
+		r.counters.accepted.Add(1)
+		g.Join(client, container, func() { r.counters.active.Add(-1) })
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/usernet/usernet/internal/splice"
 )
@@ -32,7 +33,10 @@ func (r *server) serveUDP(ctx context.Context, ln *net.UDPConn, target netip.Add
 			if p.First() {
 				r.log.Warn("cannot read datagrams for a while", "err", err)
 			}
-			p.Wait(ctx)
+			select {
+			case <-time.After(p.Next()):
+			case <-ctx.Done():
+			}
 			continue
 		}
 		p.Reset()

@@ -1,53 +1,39 @@
 package usermode
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/splice"
 )
 
-// dialTimeout bounds DialTCP: a container on the same bridge that has not answered a third SYN will not.
-const dialTimeout = 10 * time.Second
-
-// DialTCP connects to target, a container's address and port, as client, a host on the outside: the container sees
-// the client's address and, unless it is in use for another connection, its port. It sees the gateway's address where the
-// client's cannot stand: a loopback, link-local or otherwise special address, one of the network's own subnets or of
-// the other family, or when Transparent reports false. It gives up after ten seconds or when ctx is done; the error
-// wraps ECONNREFUSED, EHOSTUNREACH or ctx's error. The caller closes the connection.
-func (g *Gateway) DialTCP(ctx context.Context, client, target netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	f, err := g.dial(unix.SOCK_STREAM, client, target)
-	if err != nil {
-		return nil, fmt.Errorf("dial tcp %s: %w", target, err)
+// StartTCP begins a connection to target, a container's address and port, as client, a host on the outside: the
+// container sees the client's address and, unless it is in use for another connection, its port. It sees the gateway's
+// address where the client's cannot stand: a loopback, link-local or otherwise special address, one of the network's
+// own subnets or of the other family, or when Transparent reports false. The socket is non-blocking, connect(2) was
+// called, and nothing was waited for. The caller closes it.
+func (g *Gateway) StartTCP(client, target netip.AddrPort) (fd int, err error) {
+	if fd, err = g.dial(unix.SOCK_STREAM, client, target); err != nil {
+		return -1, fmt.Errorf("dial tcp %s: %w", target, err)
 	}
-	defer f.Close()
-	if err := awaitConnect(ctx, f); err != nil {
-		return nil, fmt.Errorf("dial tcp %s: %w", target, err)
-	}
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("dial tcp %s: %w", target, err)
-	}
-	return c.(*net.TCPConn), nil
+	return fd, nil
 }
 
-// DialUDP is DialTCP for datagrams. The socket is connected: only target's datagrams arrive on it, and a Read or Write
+// DialUDP is StartTCP for datagrams. The socket is connected: only target's datagrams arrive on it, and a Read or Write
 // returns ECONNREFUSED when nobody listens there. A client port that has one flow in the fabric already, to whatever
 // target, does not show in the next.
 func (g *Gateway) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
-	f, err := g.dial(unix.SOCK_DGRAM, client, target)
+	fd, err := g.dial(unix.SOCK_DGRAM, client, target)
 	if err != nil {
 		return nil, fmt.Errorf("dial udp %s: %w", target, err)
 	}
+	f := os.NewFile(uintptr(fd), target.String())
 	defer f.Close()
 	c, err := net.FileConn(f)
 	if err != nil {
@@ -58,27 +44,22 @@ func (g *Gateway) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
 
 // dial returns a socket in the fabric that is connected to target, or about to be, with the best source address that
 // can be had.
-func (g *Gateway) dial(kind int, client, target netip.AddrPort) (*os.File, error) {
+func (g *Gateway) dial(kind int, client, target netip.AddrPort) (fd int, err error) {
 	if g.cfg.Internal {
-		return nil, errInternal
+		return -1, errInternal
 	}
 	target = netip.AddrPortFrom(target.Addr().Unmap(), target.Port())
 	subnet, ok := usernet.Network{Subnets: g.cfg.Subnets}.SubnetOf(target.Addr())
 	if !ok {
-		return nil, fmt.Errorf("not an address of the network: %w", usernet.ErrInvalid)
+		return -1, fmt.Errorf("not an address of the network: %w", usernet.ErrInvalid)
 	}
-	var fd int
-	var err error
 	for _, src := range g.sources(client, subnet) {
 		fd, err = g.connect(kind, src, target)
 		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			break
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), target.String()), nil
+	return fd, err
 }
 
 // source is the local address of a socket in the fabric.
@@ -101,51 +82,64 @@ func (g *Gateway) sources(client netip.AddrPort, subnet usernet.Subnet) []source
 	}
 }
 
-// connect makes a socket in the fabric and begins to connect it. Only making it needs a thread in the namespace.
-func (g *Gateway) connect(kind int, src source, target netip.AddrPort) (_ int, err error) {
-	family := unix.AF_INET
-	if target.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	var fd int
-	err = g.netns.Do(func() (err error) {
-		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		return os.NewSyscallError("socket", err)
-	})
+// connect makes a socket in the fabric and begins to connect it.
+func (g *Gateway) connect(kind int, src source, target netip.AddrPort) (int, error) {
+	fd, err := g.socket(kind, target.Addr())
 	if err != nil {
-		return 0, err
+		return -1, err
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-		}
-	}()
-	if kind == unix.SOCK_DGRAM {
-		// Between bind and connect the socket would take anybody's datagrams.
-		if err := dropAll(fd); err != nil {
-			return 0, err
-		}
-	}
-	if err := bind(fd, kind, family, src); err != nil {
-		return 0, err
-	}
-	if err := unix.Connect(fd, sockaddr(target)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return 0, os.NewSyscallError("connect", err)
-	}
-	if kind == unix.SOCK_DGRAM {
-		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
-		return fd, os.NewSyscallError("set SO_DETACH_FILTER", err)
+	if err := start(fd, kind, src, target); err != nil {
+		unix.Close(fd)
+		return -1, err
 	}
 	return fd, nil
 }
 
+// socket makes a socket in the fabric for addresses of a's family.
+func (g *Gateway) socket(kind int, a netip.Addr) (fd int, err error) {
+	if kind == unix.SOCK_STREAM {
+		return g.sockets.take(a)
+	}
+	err = g.netns.Do(func() (err error) {
+		fd, err = unix.Socket(familyOf(a), kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return os.NewSyscallError("socket", err)
+	})
+	return fd, err
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+func start(fd, kind int, src source, target netip.AddrPort) error {
+	if kind == unix.SOCK_DGRAM {
+		// Between bind and connect the socket would take anybody's datagrams.
+		if err := dropAll(fd); err != nil {
+			return err
+		}
+	}
+	if err := bind(fd, kind, src); err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, splice.Sockaddr(target)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return os.NewSyscallError("connect", err)
+	}
+	if kind == unix.SOCK_DGRAM {
+		return os.NewSyscallError("set SO_DETACH_FILTER", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0))
+	}
+	return nil
+}
+
 // bind gives the socket its source address.
-func bind(fd, kind, family int, src source) error {
+func bind(fd, kind int, src source) error {
 	if !src.addr.Addr().IsValid() {
 		return nil
 	}
 	if src.foreign {
-		if err := setTransparent(fd, family); err != nil {
+		if err := splice.SetTransparent(fd, src.addr.Addr()); err != nil {
 			return err
 		}
 	}
@@ -160,46 +154,11 @@ func bind(fd, kind, family int, src source) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 		return os.NewSyscallError("set IP_BIND_ADDRESS_NO_PORT", err)
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(src.addr)))
+	return os.NewSyscallError("bind", unix.Bind(fd, splice.Sockaddr(src.addr)))
 }
 
 // dropAll attaches a filter to the socket that lets nothing in.
 func dropAll(fd int) error {
 	prog := unix.SockFprog{Len: 1, Filter: &unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	return os.NewSyscallError("set SO_ATTACH_FILTER", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
-}
-
-// awaitConnect waits in the runtime's poller, not on a thread, until the connect of f's socket is decided.
-func awaitConnect(ctx context.Context, f *os.File) error {
-	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var result error
-	err = rc.Write(func(fd uintptr) bool {
-		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		if err != nil {
-			result = os.NewSyscallError("get SO_ERROR", err)
-			return true
-		}
-		if errno != 0 {
-			result = os.NewSyscallError("connect", unix.Errno(errno))
-			return true
-		}
-		_, err = unix.Getpeername(int(fd))
-		return !errors.Is(err, unix.ENOTCONN)
-	})
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return ctx.Err()
-	}
-	return errors.Join(err, result)
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }

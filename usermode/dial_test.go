@@ -1,7 +1,6 @@
 package usermode
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +18,7 @@ import (
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/splice"
 )
 
 var (
@@ -45,6 +44,33 @@ func openWithContainer(t *testing.T) (*Gateway, *netns.NS) {
 	}
 	addBridge(t, g)
 	return g, addContainer(t, g, "c1", container4, container6)
+}
+
+// dialTCP dials as portmap does, and waits.
+func dialTCP(g *Gateway, client, target netip.AddrPort) (*net.TCPConn, error) {
+	fd, err := g.StartTCP(client, target)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), target.String())
+	defer f.Close()
+	if err := connected(fd, 5*time.Second); err != nil {
+		return nil, err
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// connected waits for the outcome of a connect.
+func connected(fd int, limit time.Duration) error {
+	var group splice.Group
+	defer group.Close()
+	result := make(chan error, 1)
+	group.Connect(fd, limit, func(err error) { result <- err })
+	return <-result
 }
 
 // listen listens in ns until the test ends.
@@ -93,7 +119,7 @@ func TestDialTCPShowsTheClient(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			g, ns := openWithContainer(t)
 			l := listen(t, ns, f.tcp, f.container)
-			c, err := g.DialTCP(t.Context(), f.client, f.container)
+			c, err := dialTCP(g, f.client, f.container)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,7 +138,7 @@ func TestFastReconnect(t *testing.T) {
 				g, ns := openWithContainer(t)
 				l := listen(t, ns, f.tcp, f.container)
 				for i := range 5 {
-					c, err := g.DialTCP(t.Context(), f.client, f.container)
+					c, err := dialTCP(g, f.client, f.container)
 					if err != nil {
 						t.Fatalf("connection %d: %v", i, err)
 					}
@@ -135,7 +161,7 @@ func TestOneClientPortSeveralConnections(t *testing.T) {
 	l1, l2 := listen(t, one, "tcp4", target1), listen(t, two, "tcp4", target2)
 	var conns []*net.TCPConn
 	for _, target := range []netip.AddrPort{target1, target2, target1} {
-		c, err := g.DialTCP(t.Context(), client4, target)
+		c, err := dialTCP(g, client4, target)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +183,7 @@ func TestDialFromAnAddressThatCannotStand(t *testing.T) {
 	for _, f := range families {
 		for _, client := range []string{"127.0.0.1:5000", "[::1]:5000", "10.200.1.9:5000", "[fd00:200:1::9]:5000", "0.0.0.0:0"} {
 			l := listen(t, ns, f.tcp, f.container)
-			c, err := g.DialTCP(t.Context(), netip.MustParseAddrPort(client), f.container)
+			c, err := dialTCP(g, netip.MustParseAddrPort(client), f.container)
 			if err != nil {
 				t.Fatalf("%s from %s: %v", f.name, client, err)
 			}
@@ -300,7 +326,7 @@ func TestDialUDPTakesNoAnswerFromOthers(t *testing.T) {
 func TestDialRefused(t *testing.T) {
 	g, _ := openWithContainer(t)
 	for _, f := range families {
-		if c, err := g.DialTCP(t.Context(), f.client, f.container); !errors.Is(err, unix.ECONNREFUSED) {
+		if c, err := dialTCP(g, f.client, f.container); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("%s: DialTCP: %v, %v, want refused", f.name, c, err)
 		}
 		c, err := g.DialUDP(f.client, f.container)
@@ -322,7 +348,7 @@ func TestDialOutsideOfTheNetwork(t *testing.T) {
 	g := openFabric(t, testConfig(t.TempDir()))
 	for _, target := range []string{"192.0.2.1:80", "127.0.0.1:80", "[2001:db8::1]:80", "[::ffff:127.0.0.1]:80"} {
 		target := netip.MustParseAddrPort(target)
-		if _, err := g.DialTCP(t.Context(), client4, target); !errors.Is(err, usernet.ErrInvalid) {
+		if _, err := dialTCP(g, client4, target); !errors.Is(err, usernet.ErrInvalid) {
 			t.Errorf("DialTCP to %s: %v, want invalid", target, err)
 		}
 		if _, err := g.DialUDP(client4, target); !errors.Is(err, usernet.ErrInvalid) {
@@ -331,7 +357,7 @@ func TestDialOutsideOfTheNetwork(t *testing.T) {
 	}
 }
 
-// Two hundred clients of a container that does not answer must cost neither threads nor, afterwards, descriptors.
+// Two hundred clients of a container that does not answer must cost no threads.
 func TestPendingDialsHoldNoThreads(t *testing.T) {
 	g, _ := openWithContainer(t)
 	hole := netip.MustParseAddrPort("10.200.1.99:80")
@@ -346,46 +372,19 @@ func TestPendingDialsHoldNoThreads(t *testing.T) {
 		})
 	})
 	const dials = 200
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
 	before := threads(t)
-	errs := make([]error, dials)
-	var wg sync.WaitGroup
 	for i := range dials {
-		wg.Go(func() {
-			client := netip.AddrPortFrom(client4.Addr(), uint16(20000+i))
-			_, errs[i] = g.DialTCP(ctx, client, hole)
-		})
-	}
-	for deadline := time.Now().Add(5 * time.Second); pending(t, g.Netns(), hole) < dials; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d dials are pending", pending(t, g.Netns(), hole), dials)
+		fd, err := g.StartTCP(netip.AddrPortFrom(client4.Addr(), uint16(20000+i)), hole)
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer unix.Close(fd)
+	}
+	if n := pending(t, g.Netns(), hole); n != dials {
+		t.Errorf("%d of %d dials are pending", n, dials)
 	}
 	if after := threads(t); after > before+20 {
 		t.Errorf("%d threads with %d dials pending, %d before", after, dials, before)
-	}
-	cancel()
-	stopped := time.Now()
-	wg.Wait()
-	if took := time.Since(stopped); took > 2*time.Second {
-		t.Errorf("the dials ended %v after they were cancelled", took)
-	}
-	for _, err := range errs {
-		if !errors.Is(err, context.Canceled) {
-			t.Fatalf("a cancelled dial: %v", err)
-		}
-	}
-
-	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := g.DialTCP(ctx, client4, hole); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a dial with a deadline: %v", err)
-	}
-	ctx, cancel = context.WithCancel(t.Context())
-	cancel()
-	if _, err := g.DialTCP(ctx, client4, hole); !errors.Is(err, context.Canceled) {
-		t.Errorf("a dial with a context that is done: %v", err)
 	}
 }
 

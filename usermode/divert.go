@@ -3,6 +3,7 @@ package usermode
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/google/nftables"
@@ -10,6 +11,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/splice"
 )
 
 // A connection that a published port opens into the fabric bears its client's address, so the container answers to
@@ -47,14 +50,10 @@ func canImpersonate(family int) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	return setTransparent(fd, family)
-}
-
-func setTransparent(fd, family int) error {
 	if family == unix.AF_INET6 {
-		return os.NewSyscallError("set IPV6_TRANSPARENT", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1))
+		return splice.SetTransparent(fd, netip.IPv6Unspecified())
 	}
-	return os.NewSyscallError("set IP_TRANSPARENT", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1))
+	return splice.SetTransparent(fd, netip.IPv4Unspecified())
 }
 
 // divertRoute delivers marked packets to the fabric's own sockets, whatever their destination.

@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"sync"
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/netns"
@@ -43,6 +42,7 @@ type Config struct {
 type Gateway struct {
 	cfg       Config
 	netns     *netns.NS
+	sockets   *sockets
 	tun       *os.File  // nil on an internal network
 	netstack  *netstack // nil likewise
 	offload   bool      // the TUN device takes and gives GSO packets and partial checksums
@@ -87,6 +87,8 @@ func Open(cfg Config) (_ *Gateway, err error) {
 		return nil, err
 	}
 	g.undo.Push(g.netns.Close)
+	g.sockets = &sockets{ns: g.netns}
+	g.undo.Push(g.sockets.close)
 	if err := g.netns.Do(g.declare); err != nil {
 		return nil, err
 	}
@@ -117,13 +119,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if g.fast == nil {
 		return g.netstack.run(ctx, g.tun)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var fast sync.WaitGroup
-	fast.Go(func() { g.fast.run(ctx) })
-	err := g.netstack.run(ctx, g.tun)
-	cancel()
-	fast.Wait()
-	return err
+	defer g.fast.begin()()
+	return g.netstack.run(ctx, g.tun)
 }
 
 // FastPath reports whether TCP connections out of the network are spliced in the kernel. If not, netstack carries them,

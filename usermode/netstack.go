@@ -98,8 +98,11 @@ func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &carrier{link: link, stack: st, relays: newTCPRelays(st, link, cfg), flows: newUDPFlows(st, cfg), echoes: newEchoRelay(st, cfg)}
-	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.handlePacket)
+	c := &carrier{link: link, stack: st, relays: newTCPRelays(st, cfg), flows: newUDPFlows(st, cfg), echoes: newEchoRelay(st, cfg)}
+	if cfg.Fast != nil {
+		link.early = append(link.early, func(f *frame) bool { return cfg.Fast.take(f, link.inject) })
+	}
+	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.forwarder.HandlePacket)
 	st.SetTransportProtocolHandler(udp.ProtocolNumber, c.flows.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber4, c.echoes.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber6, c.echoes.handle)

@@ -36,7 +36,6 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 1
 type tcpRelays struct {
 	cfg       netstackConfig
 	stack     *stack.Stack
-	link      *link
 	forwarder *tcp.Forwarder
 	dialer    net.Dialer
 	pending   *quota // connections that are being made
@@ -54,11 +53,10 @@ type tcpRelays struct {
 	level  int // how many times the buffers are halved
 }
 
-func newTCPRelays(st *stack.Stack, link *link, cfg netstackConfig) *tcpRelays {
+func newTCPRelays(st *stack.Stack, cfg netstackConfig) *tcpRelays {
 	t := &tcpRelays{
 		cfg:     cfg,
 		stack:   st,
-		link:    link,
 		dialer:  net.Dialer{Timeout: connectTimeout, KeepAliveConfig: keepAlive},
 		pending: newQuota(maxHandshakes, maxClientHandshakes),
 		made:    newQuota(maxConns, maxClientConns),
@@ -92,20 +90,6 @@ func (t *tcpRelays) begin(wg *sync.WaitGroup) bool {
 		wg.Add(1)
 	}
 	return !t.closed
-}
-
-// handlePacket takes a segment from the TUN that belongs to no connection of netstack's.
-func (t *tcpRelays) handlePacket(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	if t.cfg.Fast != nil {
-		t.cfg.Fast.remember(id, pkt)
-	}
-	return t.forwarder.HandlePacket(id, pkt)
-}
-
-// carried is a connection that stands on both sides.
-type carried interface {
-	run(ctx context.Context) // until its end, or until ctx is done
-	reset()                  // instead of run
 }
 
 // handle sees to one connection until its end. The forwarder calls it in a goroutine of its own.
@@ -143,7 +127,7 @@ func (t *tcpRelays) handle(r *tcp.ForwarderRequest) {
 // That answer is always a reset, whatever was wrong with the host's dial. For a SYN without an answer a container
 // would wait minutes, and the ICMP errors that say "unreachable" are hints that Linux keeps to itself until its
 // retries are used up (RFC 1122, 4.2.3.9). A reset lets the application try its next address now.
-func (t *tcpRelays) connect(r *tcp.ForwarderRequest) carried {
+func (t *tcpRelays) connect(r *tcp.ForwarderRequest) *accounted {
 	id := r.ID()
 	addr, ok := t.cfg.Resolve(toAddr(id.LocalAddress))
 	if !ok {
@@ -157,9 +141,6 @@ func (t *tcpRelays) connect(r *tcp.ForwarderRequest) carried {
 		r.Complete(true)
 		return nil
 	}
-	if t.cfg.Fast != nil {
-		return t.connectFast(r, host)
-	}
 	queue := new(waiter.Queue)
 	giveUp := time.AfterFunc(t.patience, func() { t.abortHandshake(id) })
 	ep, terr := r.CreateEndpoint(queue)
@@ -172,23 +153,6 @@ func (t *tcpRelays) connect(r *tcp.ForwarderRequest) carried {
 	}
 	t.tune(ep)
 	return &accounted{newRelay(ep, queue, host), t}
-}
-
-// connectFast lets the fabric's kernel have the container's half. Until then the request is kept, so that the
-// forwarder passes over the SYN's repetitions.
-func (t *tcpRelays) connectFast(r *tcp.ForwarderRequest, host *net.TCPConn) carried {
-	ctx, cancel := context.WithTimeout(t.ctx, t.patience)
-	defer cancel()
-	id := r.ID()
-	container, err := t.cfg.Fast.accept(ctx, id, t.link.inject)
-	r.Complete(err != nil)
-	if err != nil {
-		t.cfg.Log.Debug("fast path for a container", "client", toAddr(id.RemoteAddress), "err", err)
-		host.SetLinger(0)
-		host.Close()
-		return nil
-	}
-	return spliced{container, host}
 }
 
 // accounted is a relay that counts among netstack's connections while it runs.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/splice"
 )
 
 // runGateway runs g until the test ends or the function that it returns is called.
@@ -279,9 +280,7 @@ func TestTrafficAfterRestart(t *testing.T) {
 	}
 	defer again.Close()
 	defer runGateway(t, again)()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := awaitConnect(ctx, f); err != nil {
+	if err := connected(int(f.Fd()), 10*time.Second); err != nil {
 		t.Errorf("the connection begun before the restart: %v", err)
 	}
 }
@@ -297,7 +296,7 @@ func connectFrom(ns *netns.NS, to netip.AddrPort) (f *os.File, err error) {
 		if err != nil {
 			return err
 		}
-		if err := unix.Connect(fd, sockaddr(to)); err != unix.EINPROGRESS {
+		if err := unix.Connect(fd, splice.Sockaddr(to)); err != unix.EINPROGRESS {
 			unix.Close(fd)
 			return err
 		}

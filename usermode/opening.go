@@ -1,0 +1,175 @@
+package usermode
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/splice"
+)
+
+// opening is a connection on the fast path from its SYN until both halves stand.
+type opening struct {
+	path   *fastPath
+	inject func(frame []byte) error // sends into the fabric
+	syn    syn
+	host   int         // the socket to the destination
+	sent   bool        // the SYN went back into the fabric; path.mu
+	timer  *time.Timer // bounds the container's handshake, if it is not over at once; path.mu
+}
+
+// take takes f if it is a SYN that opens a connection.
+func (p *fastPath) take(f *frame, inject func([]byte) error) bool {
+	s, ok := parseSYN(f)
+	if !ok {
+		return false
+	}
+	o := &opening{path: p, inject: inject, syn: s, host: -1}
+	if !p.add(o) {
+		return true
+	}
+	client := s.client.Addr()
+	if !p.made.take(client) {
+		p.remove(o)
+		inject(s.reset())
+		return true
+	}
+	if !p.pending.take(client) { // it will be repeated
+		p.remove(o)
+		p.made.put(client)
+		return true
+	}
+	if err := o.dial(); err != nil {
+		o.giveUp(err)
+		return true
+	}
+	// What follows may come about after the packet's memory was used again.
+	o.syn.packet = append([]byte(nil), o.syn.packet...)
+	p.group.Connect(o.host, connectTimeout, o.dialled)
+	return true
+}
+
+// add enters o, unless its SYN is a repetition.
+func (p *fastPath) add(o *opening) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.openings[o.syn.route] != nil {
+		return false
+	}
+	p.openings[o.syn.route] = o
+	return true
+}
+
+// remove takes o out, and tells whether it was in: whoever did that has to see to what o holds.
+func (p *fastPath) remove(o *opening) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.openings[o.syn.route] != o {
+		return false
+	}
+	delete(p.openings, o.syn.route)
+	if o.timer != nil {
+		o.timer.Stop()
+	}
+	return true
+}
+
+var errRefused = errors.New("the destination is not for containers")
+
+// dial begins to connect to the destination.
+func (o *opening) dial() error {
+	addr, ok := o.path.resolve(o.syn.destination.Addr())
+	if !ok {
+		return errRefused
+	}
+	fd, err := splice.Socket(addr)
+	if err != nil {
+		return err
+	}
+	o.host = fd
+	to := netip.AddrPortFrom(addr, o.syn.destination.Port())
+	if err := unix.Connect(fd, splice.Sockaddr(to)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return os.NewSyscallError("connect", err)
+	}
+	return nil
+}
+
+// dialled goes on when the host's half stands or has failed.
+func (o *opening) dialled(err error) {
+	if err != nil {
+		o.giveUp(err)
+		return
+	}
+	p := o.path
+	p.mu.Lock()
+	o.sent = true
+	p.mu.Unlock()
+	if err := o.inject(o.syn.frame()); err != nil {
+		o.giveUp(err)
+		return
+	}
+	p.accept(o.syn.destination.Addr())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.openings[o.syn.route] == o {
+		o.timer = time.AfterFunc(handshakeTimeout, func() { o.giveUp(os.ErrDeadlineExceeded) })
+	}
+}
+
+// accept takes what waits at the listener of a's family without waking the thread that serves it.
+func (p *fastPath) accept(a netip.Addr) {
+	for _, ln := range p.listeners {
+		if ln.at.Addr().Is4() != a.Is4() {
+			continue
+		}
+		for {
+			conn, peer, err := splice.Accept(ln.fd)
+			if err != nil {
+				return // none, or the thread will find out and wait a while
+			}
+			p.deliver(conn, peer)
+		}
+	}
+}
+
+// deliver joins an accepted connection with its host's half. One that nobody waits for any more is refused.
+func (p *fastPath) deliver(conn int, peer netip.AddrPort) {
+	sa, err := unix.Getsockname(conn)
+	if err != nil {
+		splice.Refuse(conn)
+		return
+	}
+	p.mu.Lock()
+	o := p.openings[route{peer, splice.AddrPort(sa)}]
+	waited := o != nil && o.sent
+	p.mu.Unlock()
+	if !waited || !p.remove(o) {
+		splice.Refuse(conn)
+		return
+	}
+	client := peer.Addr()
+	p.pending.put(client)
+	p.group.Join(conn, o.host, func() { p.made.put(client) })
+}
+
+// giveUp resets both halves.
+//
+// That is always a reset, whatever was wrong with the host's half. For a SYN without an answer a container would wait
+// minutes, and the ICMP errors that say "unreachable" are hints that Linux keeps to itself until its retries are used
+// up (RFC 1122, 4.2.3.9). A reset lets the application try its next address now.
+func (o *opening) giveUp(err error) {
+	if !o.path.remove(o) {
+		return
+	}
+	client := o.syn.client.Addr()
+	o.path.pending.put(client)
+	o.path.made.put(client)
+	if o.host >= 0 {
+		splice.Refuse(o.host)
+	}
+	o.path.log.Debug("dial for a container", "client", o.syn.client, "err", err)
+	o.inject(o.syn.reset())
+}
