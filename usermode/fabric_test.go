@@ -55,7 +55,7 @@ func testConfig(dir string) Config {
 }
 
 // openFabric opens a gateway that goes with the test, and checks that nothing of it stays.
-func openFabric(t *testing.T, cfg Config) *Gateway {
+func openFabric(t testing.TB, cfg Config) *Gateway {
 	t.Helper()
 	nettest.NoLeaks(t)
 	routines := goleak.IgnoreCurrent()
@@ -76,7 +76,7 @@ func openFabric(t *testing.T, cfg Config) *Gateway {
 }
 
 // addBridge makes the bridge that package endpoint makes, with the gateway addresses.
-func addBridge(t *testing.T, g *Gateway) {
+func addBridge(t testing.TB, g *Gateway) {
 	t.Helper()
 	nettest.Handle(t, g.Netns(), func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
@@ -94,7 +94,7 @@ func addBridge(t *testing.T, g *Gateway) {
 }
 
 // addContainer makes a pretend container on the bridge.
-func addContainer(t *testing.T, g *Gateway, name string, addrs ...netip.Prefix) *netns.NS {
+func addContainer(t testing.TB, g *Gateway, name string, addrs ...netip.Prefix) *netns.NS {
 	t.Helper()
 	ns := nettest.NewNS(t)
 	nettest.Handle(t, g.Netns(), func(h *netlink.Handle) error {
@@ -138,7 +138,7 @@ func addContainer(t *testing.T, g *Gateway, name string, addrs ...netip.Prefix) 
 }
 
 // awaitUp waits until the kernel has the link running: it takes a moment, and what is sent before is lost.
-func awaitUp(t *testing.T, ns *netns.NS, name string) {
+func awaitUp(t testing.TB, ns *netns.NS, name string) {
 	t.Helper()
 	nettest.Handle(t, ns, func(h *netlink.Handle) error {
 		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {

@@ -16,15 +16,16 @@ type opening struct {
 	path   *fastPath
 	inject func(frame []byte) error // sends into the fabric
 	syn    syn
-	host   int         // the socket to the destination
-	sent   bool        // the SYN went back into the fabric; path.mu
-	timer  *time.Timer // bounds the container's handshake, if it is not over at once; path.mu
+	host   int          // the socket to the destination
+	sent   bool         // the SYN went back into the fabric; path.mu
+	late   *transparent // where its connection will be accepted, if it is not at once; path.mu
+	timer  *time.Timer  // bounds that; path.mu
 }
 
 // take takes f if it is a SYN that opens a connection.
 func (p *fastPath) take(f *frame, inject func([]byte) error) bool {
 	s, ok := parseSYN(f)
-	if !ok {
+	if !ok || p.listener(s.destination.Addr()) == nil {
 		return false
 	}
 	o := &opening{path: p, inject: inject, syn: s, host: -1}
@@ -52,6 +53,16 @@ func (p *fastPath) take(f *frame, inject func([]byte) error) bool {
 	return true
 }
 
+// listener is the one of a's family.
+func (p *fastPath) listener(a netip.Addr) *transparent {
+	for _, ln := range p.listeners {
+		if ln.at.Addr().Is4() == a.Is4() {
+			return ln
+		}
+	}
+	return nil
+}
+
 // add enters o, unless its SYN is a repetition.
 func (p *fastPath) add(o *opening) bool {
 	p.mu.Lock()
@@ -71,8 +82,11 @@ func (p *fastPath) remove(o *opening) bool {
 		return false
 	}
 	delete(p.openings, o.syn.route)
-	if o.timer != nil {
+	if o.late != nil {
 		o.timer.Stop()
+		if o.late.late--; o.late.late == 0 {
+			o.late.expect(false)
+		}
 	}
 	return true
 }
@@ -111,27 +125,36 @@ func (o *opening) dialled(err error) {
 		o.giveUp(err)
 		return
 	}
-	p.accept(o.syn.destination.Addr())
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.openings[o.syn.route] == o {
-		o.timer = time.AfterFunc(handshakeTimeout, func() { o.giveUp(os.ErrDeadlineExceeded) })
+	ln := p.listener(o.syn.destination.Addr())
+	for !o.over() {
+		conn, peer, err := splice.Accept(ln.fd)
+		if err != nil {
+			o.wait(ln)
+			return
+		}
+		p.deliver(conn, peer)
 	}
 }
 
-// accept takes what waits at the listener of a's family without waking the thread that serves it.
-func (p *fastPath) accept(a netip.Addr) {
-	for _, ln := range p.listeners {
-		if ln.at.Addr().Is4() != a.Is4() {
-			continue
-		}
-		for {
-			conn, peer, err := splice.Accept(ln.fd)
-			if err != nil {
-				return // none, or the thread will find out and wait a while
-			}
-			p.deliver(conn, peer)
-		}
+// over tells whether o has come to its end, one way or the other.
+func (o *opening) over() bool {
+	o.path.mu.Lock()
+	defer o.path.mu.Unlock()
+	return o.path.openings[o.syn.route] != o
+}
+
+// wait leaves it to the thread that serves the listener to accept o's connection.
+func (o *opening) wait(ln *transparent) {
+	p := o.path
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.openings[o.syn.route] != o {
+		return
+	}
+	o.late = ln
+	o.timer = time.AfterFunc(handshakeTimeout, func() { o.giveUp(os.ErrDeadlineExceeded) })
+	if ln.late++; ln.late == 1 {
+		ln.expect(true)
 	}
 }
 

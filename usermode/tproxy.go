@@ -36,7 +36,7 @@ import (
 type fastPath struct {
 	log       *slog.Logger
 	resolve   func(netip.Addr) (netip.Addr, bool)
-	listeners []transparent
+	listeners []*transparent
 	pending   *quota // connections that are being made
 	made      *quota // and those, too
 
@@ -48,8 +48,10 @@ type fastPath struct {
 
 // transparent is a listener in the fabric, on its loopback, for connections to any address.
 type transparent struct {
-	fd int
-	at netip.AddrPort
+	fd     int
+	at     netip.AddrPort
+	expect func(bool) // of the present run
+	late   int        // openings that wait for it; fastPath.mu
 }
 
 // route is a connection as its container sees it.
@@ -77,7 +79,7 @@ func (g *Gateway) declareFastPath() error {
 		if err != nil {
 			return errors.Join(fmt.Errorf("listen for the fast path: %w", err), f.close())
 		}
-		f.listeners = append(f.listeners, transparent{fd, netip.AddrPortFrom(lo, port)})
+		f.listeners = append(f.listeners, &transparent{fd: fd, at: netip.AddrPortFrom(lo, port)})
 	}
 	if err := f.rules(); err != nil {
 		return errors.Join(err, f.close())
@@ -148,7 +150,7 @@ func tproxyExprs(to netip.AddrPort) []expr.Any {
 func (f *fastPath) begin() (end func()) {
 	f.group = new(splice.Group)
 	for _, ln := range f.listeners {
-		f.group.Serve(ln.fd, f.log, f.deliver)
+		ln.expect = f.group.ServeOnDemand(ln.fd, f.log, f.deliver)
 	}
 	return func() {
 		f.group.Close()

@@ -20,7 +20,7 @@ import (
 )
 
 // runGateway runs g until the test ends or the function that it returns is called.
-func runGateway(t *testing.T, g *Gateway) (stop func()) {
+func runGateway(t testing.TB, g *Gateway) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -129,14 +129,15 @@ func Accept(fd int) (conn int, peer netip.AddrPort, err error) {
 
 // listener is a listening socket that a group serves.
 type listener struct {
-	group  *Group
-	worker *worker
-	fd     int
-	slot   int32
-	log    *slog.Logger
-	serve  func(int, netip.AddrPort)
-	pause  Pause
-	timer  *timer // while nothing is accepted
+	group    *Group
+	worker   *worker
+	fd       int
+	slot     int32
+	log      *slog.Logger
+	events   uint32 // what is waited for; worker.mu
+	accepted func(int, netip.AddrPort)
+	pause    Pause
+	timer    *timer // while nothing is accepted
 }
 
 func (l *listener) of() *Group { return l.group }
@@ -150,7 +151,7 @@ func (l *listener) ready(uint8, uint32) {
 		switch {
 		case err == nil:
 			l.pause.Reset()
-			l.serve(conn, peer)
+			l.accepted(conn, peer)
 		case errors.Is(err, unix.EAGAIN):
 			return
 		default:
@@ -166,15 +167,29 @@ func (l *listener) rest(err error) {
 		l.log.Warn("cannot accept connections for a while", "err", err)
 	}
 	w := l.worker
-	if w.change(l.slot, l.fd, 0) != nil {
-		return
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.ctl(unix.EPOLL_CTL_MOD, l.fd, 0, l.slot, w.slots[l.slot].gen)
 	l.timer = w.scheduleLocked(time.Now().Add(l.pause.Next()), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		l.timer = nil
-		w.change(l.slot, l.fd, unix.EPOLLIN)
+		w.ctl(unix.EPOLL_CTL_MOD, l.fd, l.events, l.slot, w.slots[l.slot].gen)
 	})
+}
+
+// expect waits for connections or stops it. After the group was closed, it does nothing.
+func (l *listener) expect(yes bool) {
+	w := l.worker
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l.events = 0
+	if yes {
+		l.events = unix.EPOLLIN
+	}
+	if w.slots[l.slot].source == source(l) && l.timer == nil {
+		w.ctl(unix.EPOLL_CTL_MOD, l.fd, l.events, l.slot, w.slots[l.slot].gen)
+	}
 }
 
 func (l *listener) cut() {

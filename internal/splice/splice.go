@@ -55,17 +55,32 @@ func (g *Group) Close() {
 // Serve calls serve for every connection that the listening socket fd accepts, until the group is closed; serve owns the
 // connection. The caller keeps fd, and closes it after the group.
 func (g *Group) Serve(fd int, log *slog.Logger, serve func(conn int, peer netip.AddrPort)) {
-	if !g.join() {
-		return
+	g.serve(&listener{fd: fd, log: log, accepted: serve, events: unix.EPOLLIN})
+}
+
+// ServeOnDemand is Serve for somebody who knows when a connection is about to come, and accepts most of them on the
+// spot: the thread is not woken but between expect(true) and expect(false).
+func (g *Group) ServeOnDemand(fd int, log *slog.Logger, serve func(conn int, peer netip.AddrPort)) (expect func(bool)) {
+	l := &listener{fd: fd, log: log, accepted: serve}
+	if !g.serve(l) {
+		return func(bool) {}
 	}
-	l := &listener{group: g, worker: leastLoaded(), fd: fd, log: log, serve: serve}
+	return l.expect
+}
+
+func (g *Group) serve(l *listener) bool {
+	if !g.join() {
+		return false
+	}
+	l.group, l.worker = g, leastLoaded()
 	l.worker.mu.Lock()
-	err := l.worker.watchLocked(fd, unix.EPOLLIN, l, 0, &l.slot)
+	err := l.worker.watchLocked(l.fd, l.events, l, 0, &l.slot)
 	l.worker.mu.Unlock()
 	if err != nil {
-		log.Error("nobody accepts connections", "err", err)
+		l.log.Error("nobody accepts connections", "err", err)
 		g.members.Done()
 	}
+	return err == nil
 }
 
 // Connect calls done when the connection of fd, on which connect(2) was called, stands (nil), has failed, or has taken
