@@ -17,6 +17,11 @@ func (n *network) sweepLocked() {
 	if n.segment == nil || len(n.containers) == 0 {
 		return
 	}
+	if g := n.segment.Gateway(); g != nil {
+		if err := g.Repair(); err != nil {
+			n.driver.cfg.Log.Warn("the network's namespace is not checked", "network", shortID(n.ID), "error", err)
+		}
+	}
 	states, err := n.segment.States(n.endpoints())
 	if err != nil {
 		n.driver.cfg.Log.Warn("endpoints are not checked", "network", shortID(n.ID), "error", err)

@@ -84,7 +84,7 @@ func (g *Gateway) sources(client netip.AddrPort, subnet usernet.Subnet) []source
 
 // connect makes a socket in the fabric and begins to connect it.
 func (g *Gateway) connect(kind int, src source, target netip.AddrPort) (int, error) {
-	fd, err := g.socket(kind, target.Addr())
+	fd, err := g.sockets.take(kind, target.Addr())
 	if err != nil {
 		return -1, err
 	}
@@ -93,18 +93,6 @@ func (g *Gateway) connect(kind int, src source, target netip.AddrPort) (int, err
 		return -1, err
 	}
 	return fd, nil
-}
-
-// socket makes a socket in the fabric for addresses of a's family.
-func (g *Gateway) socket(kind int, a netip.Addr) (fd int, err error) {
-	if kind == unix.SOCK_STREAM {
-		return g.sockets.take(a)
-	}
-	err = g.netns.Do(func() (err error) {
-		fd, err = unix.Socket(familyOf(a), kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		return os.NewSyscallError("socket", err)
-	})
-	return fd, err
 }
 
 func familyOf(a netip.Addr) int {

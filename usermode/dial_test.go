@@ -196,7 +196,7 @@ func TestDialFromAnAddressThatCannotStand(t *testing.T) {
 }
 
 func TestSources(t *testing.T) {
-	g := &Gateway{cfg: testConfig("")}
+	g := &Gateway{fabric: &fabric{cfg: testConfig("")}}
 	none := usernet.Subnet{Prefix: gateway4.Masked()}
 	v4, v6 := g.cfg.Subnets[0], g.cfg.Subnets[1]
 	for _, tc := range []struct {

@@ -31,8 +31,8 @@ const (
 )
 
 // declareDivert sets the pieces up. An error means that sockets cannot take foreign addresses here.
-func (g *Gateway) declareDivert(h *netlink.Handle, lo netlink.Link) error {
-	for _, family := range g.families() {
+func (f *fabric) declareDivert(h *netlink.Handle, lo netlink.Link) error {
+	for _, family := range f.families() {
 		if err := canImpersonate(family); err != nil {
 			return err
 		}
@@ -40,7 +40,7 @@ func (g *Gateway) declareDivert(h *netlink.Handle, lo netlink.Link) error {
 			return err
 		}
 	}
-	return divertRules(g.cfg.Bridge)
+	return divertRules(f.cfg.Bridge)
 }
 
 // canImpersonate tries whether the process may make transparent sockets.

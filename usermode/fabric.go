@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/internal/undo"
 )
 
 const (
@@ -19,11 +21,36 @@ const (
 	uplinkQueue = 4096  // packets; the default of 500 overflows in one burst of small packets, and TUN drops its tail
 )
 
-// declare makes the fabric what it must be, whatever an earlier run left. It runs inside the fabric and sets what the
-// Gateway learns there.
-func (g *Gateway) declare() error {
-	g.ipv6 = hasIPv6() && wantsIPv6(g.cfg.Subnets)
-	if err := setSysctls(g.sysctls()); err != nil {
+// fabric is a network's own namespace as its gateway has it: descriptors that belong there, and what was found out.
+type fabric struct {
+	cfg       Config
+	tun       *os.File       // nil on an internal network
+	offload   bool           // the TUN device takes and gives GSO packets and partial checksums
+	listeners []*transparent // of the fast path; none: netstack carries TCP
+	fastErr   error          // why that is so although the fast path was asked for
+	divertErr error          // why sockets in the fabric cannot take foreign addresses; nil: they can
+	ipv6      bool           // the fabric speaks IPv6
+	undo      undo.List
+}
+
+// declare makes the calling thread's namespace the fabric that cfg describes, whatever an earlier run left there.
+func declare(cfg Config) (*fabric, error) {
+	if cfg.MTU == 0 {
+		cfg.MTU = 1500
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &fabric{cfg: cfg}
+	if err := f.declare(); err != nil {
+		return nil, errors.Join(err, f.undo.Close())
+	}
+	return f, nil
+}
+
+func (f *fabric) declare() error {
+	f.ipv6 = hasIPv6() && wantsIPv6(f.cfg.Subnets)
+	if err := setSysctls(f.sysctls()); err != nil {
 		return err
 	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -38,35 +65,35 @@ func (g *Gateway) declare() error {
 	if err := h.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}
-	if g.cfg.Internal {
+	if f.cfg.Internal {
 		return nil
 	}
-	if g.tun, err = attachTUN(h); err != nil {
+	if f.tun, err = attachTUN(h); err != nil {
 		return err
 	}
-	g.undo.Push(g.tun.Close)
-	if err := g.declareUplink(h); err != nil {
+	f.undo.Push(f.tun.Close)
+	if err := f.declareUplink(h); err != nil {
 		return err
 	}
-	g.offload = g.negotiateOffload()
-	if g.divertErr = g.declareDivert(h, lo); g.divertErr != nil {
-		g.cfg.Log.Warn("containers see the gateway's address instead of a published port's client", "reason", g.divertErr)
+	f.offload = f.negotiateOffload()
+	if f.divertErr = f.declareDivert(h, lo); f.divertErr != nil {
+		f.cfg.Log.Warn("containers see the gateway's address instead of a published port's client", "reason", f.divertErr)
 	}
-	if g.cfg.FastPath {
-		if g.fastErr = g.declareFastPath(); g.fastErr != nil {
-			g.cfg.Log.Warn("no fast path for TCP, netstack carries it", "reason", g.fastErr)
+	if f.cfg.FastPath {
+		if f.fastErr = f.declareFastPath(); f.fastErr != nil {
+			f.cfg.Log.Warn("no fast path for TCP, netstack carries it", "reason", f.fastErr)
 		}
 	}
 	return nil
 }
 
 // declareUplink configures the TUN device and routes everything that is not the network's own into it.
-func (g *Gateway) declareUplink(h *netlink.Handle) error {
+func (f *fabric) declareUplink(h *netlink.Handle) error {
 	link, err := h.LinkByName(uplink)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", uplink, err)
 	}
-	if g.ipv6 {
+	if f.ipv6 {
 		// 1: no link-local address. Nobody on the other side would speak to it.
 		if err := setSysctls([]sysctl{{"net/ipv6/conf/" + uplink + "/addr_gen_mode", "1", true}}); err != nil {
 			return err
@@ -75,13 +102,13 @@ func (g *Gateway) declareUplink(h *netlink.Handle) error {
 	if err := h.LinkSetTxQLen(link, uplinkQueue); err != nil {
 		return fmt.Errorf("set queue length of %s: %w", uplink, err)
 	}
-	if err := h.LinkSetMTU(link, g.cfg.MTU); err != nil {
-		return fmt.Errorf("set MTU of %s to %d: %w", uplink, g.cfg.MTU, err)
+	if err := h.LinkSetMTU(link, f.cfg.MTU); err != nil {
+		return fmt.Errorf("set MTU of %s to %d: %w", uplink, f.cfg.MTU, err)
 	}
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up %s: %w", uplink, err)
 	}
-	for _, family := range g.families() {
+	for _, family := range f.families() {
 		route := &netlink.Route{
 			Family: family, LinkIndex: link.Attrs().Index, Dst: everywhere(family), Scope: netlink.SCOPE_LINK,
 		}
@@ -92,9 +119,13 @@ func (g *Gateway) declareUplink(h *netlink.Handle) error {
 	return nil
 }
 
+// repair sets again what the kernel may have reset: when br_netfilter is loaded, it starts in every namespace with its
+// own defaults.
+func (f *fabric) repair() error { return setSysctls(bridgeSysctls) }
+
 // families are the address families that the fabric routes.
-func (g *Gateway) families() []int {
-	if g.ipv6 {
+func (f *fabric) families() []int {
+	if f.ipv6 {
 		return []int{unix.AF_INET, unix.AF_INET6}
 	}
 	return []int{unix.AF_INET}
@@ -129,9 +160,9 @@ type sysctl struct {
 
 // sysctls are the fabric's settings. A new namespace inherits most of IPv4's from the host, where they may be
 // anything; a link inherits those of "default" when it is made.
-func (g *Gateway) sysctls() []sysctl {
+func (f *fabric) sysctls() []sysctl {
 	forward := "1"
-	if g.cfg.Internal {
+	if f.cfg.Internal {
 		forward = "0"
 	}
 	list := []sysctl{
@@ -146,16 +177,13 @@ func (g *Gateway) sysctls() []sysctl {
 		{"net/ipv4/conf/default/route_localnet", "0", false},
 		{"net/ipv4/conf/all/accept_redirects", "0", false},
 		{"net/ipv4/conf/default/accept_redirects", "0", false},
-		// With these on, every bridged packet would pass the divert rule as if it were routed.
-		{"net/bridge/bridge-nf-call-iptables", "0", true},
-		{"net/bridge/bridge-nf-call-ip6tables", "0", true},
-		{"net/bridge/bridge-nf-call-arptables", "0", true},
 	}
+	list = append(list, bridgeSysctls...)
 	if !hasIPv6() {
 		return list
 	}
 	disable := "1"
-	if g.ipv6 {
+	if f.ipv6 {
 		disable = "0"
 	} else {
 		forward = "0"
@@ -170,6 +198,13 @@ func (g *Gateway) sysctls() []sysctl {
 		)
 	}
 	return list
+}
+
+// bridgeSysctls keep bridged packets from passing the divert rule as if they were routed.
+var bridgeSysctls = []sysctl{
+	{"net/bridge/bridge-nf-call-iptables", "0", true},
+	{"net/bridge/bridge-nf-call-ip6tables", "0", true},
+	{"net/bridge/bridge-nf-call-arptables", "0", true},
 }
 
 // setSysctls writes the settings that differ. It reads first because /proc/sys is read-only in many containers, where

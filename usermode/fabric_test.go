@@ -2,7 +2,9 @@ package usermode
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"strings"
@@ -162,4 +164,33 @@ func inside[T any](t *testing.T, ns *netns.NS, f func() (T, error)) T {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// A br_netfilter that is loaded late starts with its own defaults in every namespace.
+func TestRepair(t *testing.T) {
+	g := openFabric(t, testConfig(t.TempDir()))
+	for _, s := range bridgeSysctls {
+		inside(t, g.Netns(), func() (any, error) {
+			path := "/proc/sys/" + s.name
+			if _, err := os.Stat(path); err != nil {
+				return nil, nil // the kernel has no such thing, and nothing to repair
+			}
+			return nil, os.WriteFile(path, []byte("1"), 0)
+		})
+	}
+	if err := g.Repair(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range bridgeSysctls {
+		got := inside(t, g.Netns(), func() (string, error) {
+			b, err := os.ReadFile("/proc/sys/" + s.name)
+			if errors.Is(err, fs.ErrNotExist) {
+				return "0", nil
+			}
+			return strings.TrimSpace(string(b)), err
+		})
+		if got != "0" {
+			t.Errorf("%s is %s after the repair", s.name, got)
+		}
+	}
 }

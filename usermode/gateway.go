@@ -40,17 +40,11 @@ type Config struct {
 
 // Gateway is one network's open fabric. Its methods may be called from several goroutines, Close last.
 type Gateway struct {
-	cfg       Config
-	netns     *netns.NS
-	sockets   *sockets
-	tun       *os.File  // nil on an internal network
-	netstack  *netstack // nil likewise
-	offload   bool      // the TUN device takes and gives GSO packets and partial checksums
-	fast      *fastPath
-	fastErr   error // why there is no fast path although it was asked for
-	divertErr error // why sockets in the fabric cannot take foreign addresses; nil: they can
-	ipv6      bool  // the fabric speaks IPv6
-	undo      undo.List
+	*fabric
+	netns    *netns.NS // nil if the fabric is another process's
+	sockets  *sockets
+	netstack *netstack // nil on an internal network
+	fast     *fastPath // nil: netstack carries TCP
 }
 
 // errInternal is what published ports of an internal network come to.
@@ -60,53 +54,63 @@ var errInternal = errors.New("the network is internal")
 // state: system settings, the TUN device, routes and the rule for published ports. It may be called again after the
 // process died at any instant; what containers have in the fabric stays. A fabric that it made goes again when the rest
 // fails. Only one Gateway can hold a fabric at a time: the second gets EBUSY. The caller ends it with Close.
-func Open(cfg Config) (_ *Gateway, err error) {
+func Open(cfg Config) (g *Gateway, err error) {
 	path, err := pinPath(cfg.Dir, cfg.ID)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.MTU == 0 {
-		cfg.MTU = 1500
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	g := &Gateway{cfg: cfg}
 	var unpin undo.List // only of what this call pinned
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("open fabric %s: %w", filepath.Base(path), err), g.Close(), unpin.Close())
-		}
-	}()
-	g.netns, err = netns.Open(path)
+	ns, err := netns.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		g.netns, err = netns.Create(path)
+		ns, err = netns.Create(path)
 		unpin.Push(func() error { return netns.Remove(path) })
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("open fabric %s: %w", filepath.Base(path), err), unpin.Close())
+		}
+	}()
 	if err != nil {
 		return nil, err
 	}
-	g.undo.Push(g.netns.Close)
-	g.sockets = &sockets{ns: g.netns}
-	g.undo.Push(g.sockets.close)
-	if err := g.netns.Do(g.declare); err != nil {
-		return nil, err
-	}
-	if cfg.Internal {
-		return g, nil
-	}
-	g.netstack, err = newNetstack(netstackConfig{
-		MTU:     cfg.MTU,
-		Offload: g.offload,
-		Resolve: policy{own: g.prefixes(), blocked: cfg.Blocked}.resolve,
-		Sources: g.prefixes(),
-		Fast:    g.fast,
-		Log:     cfg.Log,
+	var f *fabric
+	err = ns.Do(func() (err error) {
+		f, err = declare(cfg)
+		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, ns.Close())
 	}
+	f.undo.Push(ns.Close)
+	g, err = newGateway(f, entered{ns})
+	if err != nil {
+		return nil, errors.Join(err, f.undo.Close())
+	}
+	g.netns = ns
 	return g, nil
+}
+
+// newGateway makes the gateway of f, whose descriptors it owns unless it fails.
+func newGateway(f *fabric, m socketMaker) (*Gateway, error) {
+	g := &Gateway{fabric: f, sockets: &sockets{maker: m}}
+	f.undo.Push(g.sockets.close)
+	if f.cfg.Internal {
+		return g, nil
+	}
+	resolve := policy{own: g.prefixes(), blocked: f.cfg.Blocked}.resolve
+	if len(f.listeners) > 0 {
+		g.fast = newFastPath(f, resolve)
+	}
+	var err error
+	g.netstack, err = newNetstack(netstackConfig{
+		MTU:     f.cfg.MTU,
+		Offload: f.offload,
+		Resolve: resolve,
+		Sources: g.prefixes(),
+		Fast:    g.fast,
+		Log:     f.cfg.Log,
+	})
+	return g, err
 }
 
 // Run carries traffic between the fabric and the host until ctx is done, and then returns nil. It is called once.
@@ -126,6 +130,14 @@ func (g *Gateway) Run(ctx context.Context) error {
 // FastPath reports whether TCP connections out of the network are spliced in the kernel. If not, netstack carries them,
 // and the error says why; it is nil when the fast path was not asked for.
 func (g *Gateway) FastPath() (bool, error) { return g.fast != nil, g.fastErr }
+
+// Repair sets again what the kernel may have reset in the fabric meanwhile.
+func (g *Gateway) Repair() error {
+	if g.netns == nil {
+		return nil // the process inside sees to it
+	}
+	return g.netns.Do(g.repair)
+}
 
 // Netns is the fabric. It belongs to the Gateway and ends with Close.
 func (g *Gateway) Netns() *netns.NS { return g.netns }

@@ -16,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/usernet/usernet/internal/splice"
+	"github.com/usernet/usernet/internal/undo"
 )
 
 // The fast path: a TCP connection out of the network is taken over by the fabric's kernel as soon as its destination
@@ -59,56 +60,55 @@ type route struct{ client, destination netip.AddrPort }
 
 // declareFastPath makes the listeners and the rules. It runs in the fabric, after declareDivert. Without it, netstack
 // carries everything.
-func (g *Gateway) declareFastPath() error {
-	if g.divertErr != nil {
-		return g.divertErr
-	}
-	f := &fastPath{
-		log:      g.cfg.Log,
-		resolve:  policy{own: g.prefixes(), blocked: g.cfg.Blocked}.resolve,
-		pending:  newQuota(maxHandshakes, maxClientHandshakes),
-		made:     newQuota(maxConns, maxClientConns),
-		openings: make(map[route]*opening),
+func (f *fabric) declareFastPath() error {
+	if f.divertErr != nil {
+		return f.divertErr
 	}
 	loopbacks := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	if g.ipv6 {
+	if f.ipv6 {
 		loopbacks = append(loopbacks, netip.IPv6Loopback())
 	}
+	var listeners []*transparent
+	var undo undo.List
 	for _, lo := range loopbacks {
 		fd, port, err := splice.Listen(netip.AddrPortFrom(lo, 0), true)
 		if err != nil {
-			return errors.Join(fmt.Errorf("listen for the fast path: %w", err), f.close())
+			return errors.Join(fmt.Errorf("listen for the fast path: %w", err), undo.Close())
 		}
-		f.listeners = append(f.listeners, &transparent{fd: fd, at: netip.AddrPortFrom(lo, port)})
+		undo.Push(func() error { return unix.Close(fd) })
+		listeners = append(listeners, &transparent{fd: fd, at: netip.AddrPortFrom(lo, port)})
 	}
-	if err := f.rules(); err != nil {
-		return errors.Join(err, f.close())
+	if err := tproxyRules(listeners); err != nil {
+		return errors.Join(err, undo.Close())
 	}
-	g.fast = f
-	g.undo.Push(f.close)
+	f.undo.Push(undo.Close)
+	f.listeners = listeners
 	return nil
 }
 
-func (f *fastPath) close() error {
-	var errs []error
-	for _, ln := range f.listeners {
-		errs = append(errs, unix.Close(ln.fd))
+// newFastPath carries connections to the listeners of f.
+func newFastPath(f *fabric, resolve func(netip.Addr) (netip.Addr, bool)) *fastPath {
+	return &fastPath{
+		log:       f.cfg.Log,
+		resolve:   resolve,
+		listeners: f.listeners,
+		pending:   newQuota(maxHandshakes, maxClientHandshakes),
+		made:      newQuota(maxConns, maxClientConns),
+		openings:  make(map[route]*opening),
 	}
-	f.listeners = nil
-	return errors.Join(errs...)
 }
 
-// rules adds, behind the divert rule and for each listener: iifname un0 tcp flags & (fin|syn|rst|ack) == syn tproxy to
+// tproxyRules adds, behind the divert rule and for each listener: iifname un0 tcp flags & (fin|syn|rst|ack) == syn tproxy to
 // the listener, meta mark set 1, accept. netstack never sends a SYN alone: what comes from the TUN and is one, was sent
 // back by us.
-func (f *fastPath) rules() error {
+func tproxyRules(listeners []*transparent) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: nftTable}
 	chain := &nftables.Chain{Name: nftChain, Table: table}
-	for _, ln := range f.listeners {
+	for _, ln := range listeners {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: tproxyExprs(ln.at)})
 	}
 	if err := c.Flush(); err != nil {

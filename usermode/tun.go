@@ -68,17 +68,17 @@ func setTUN() (_ *os.File, err error) {
 
 // negotiateOffload asks the kernel for segmentation and checksum offload on the TUN device, which must be up, and
 // reports whether it works.
-func (g *Gateway) negotiateOffload() bool {
+func (f *fabric) negotiateOffload() bool {
 	err := errors.New("it is switched off")
-	if !g.cfg.NoOffload {
-		err = probeOffload(g.tun)
+	if !f.cfg.NoOffload {
+		err = probeOffload(f.tun)
 	}
 	if err == nil {
 		return true
 	}
-	g.cfg.Log.Info("segmentation offload is not used", "device", uplink, "reason", err)
-	if err := setOffload(g.tun, 0); err != nil {
-		g.cfg.Log.Warn("segmentation offload stays on", "device", uplink, "reason", err)
+	f.cfg.Log.Info("segmentation offload is not used", "device", uplink, "reason", err)
+	if err := setOffload(f.tun, 0); err != nil {
+		f.cfg.Log.Warn("segmentation offload stays on", "device", uplink, "reason", err)
 	}
 	return false
 }
