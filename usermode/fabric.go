@@ -33,15 +33,19 @@ type fabric struct {
 	undo      undo.List
 }
 
-// declare makes the calling thread's namespace the fabric that cfg describes, whatever an earlier run left there.
-func declare(cfg Config) (*fabric, error) {
+func newFabric(cfg Config) *fabric {
 	if cfg.MTU == 0 {
 		cfg.MTU = 1500
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &fabric{cfg: cfg}
+	return &fabric{cfg: cfg}
+}
+
+// declare makes the calling thread's namespace the fabric that cfg describes, whatever an earlier run left there.
+func declare(cfg Config) (*fabric, error) {
+	f := newFabric(cfg)
 	if err := f.declare(); err != nil {
 		return nil, errors.Join(err, f.undo.Close())
 	}
