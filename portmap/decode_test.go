@@ -139,7 +139,7 @@ func TestTarget(t *testing.T) {
 		{Request{Port: p, Addr4: a4}, "::1", a4},
 		{Request{Port: p, Addr6: a6}, "127.0.0.1", a6},
 	} {
-		if got, want := tt.r.target(addr(tt.host)), netip.AddrPortFrom(tt.want, 80); got != want {
+		if got, want := tt.r.targets(addr(tt.host))[0], netip.AddrPortFrom(tt.want, 80); got != want {
 			t.Errorf("%v: clients of %s go to %v, want %v", tt.r, tt.host, got, want)
 		}
 	}

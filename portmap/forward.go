@@ -78,11 +78,11 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 	var serving sync.WaitGroup
 	var conns splice.Group
 	for _, ln := range c.tcp {
-		r.serveTCP(&conns, ln.fd, req.target(ln.at))
+		r.serveTCP(&conns, ln.fd, req.targets(ln.at))
 	}
 	flows := newFlowTable(m.limits)
 	for _, conn := range c.udp {
-		target := req.target(addrPort(conn.LocalAddr()).Addr())
+		target := req.targets(addrPort(conn.LocalAddr()).Addr())[0]
 		serving.Go(func() { r.serveUDP(ctx, conn, target, flows) })
 	}
 	f.undo.Push(func() error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,16 +76,20 @@ func (r Request) check() (Request, error) {
 	return r, nil
 }
 
-// target is where clients of the host address a are sent.
-func (r Request) target(a netip.Addr) netip.AddrPort {
-	to, other := r.Addr4, r.Addr6
+// targets are where clients of the host address a are sent: to the container's address of the same family, or else to
+// the other one.
+func (r Request) targets(a netip.Addr) []netip.AddrPort {
+	addrs := []netip.Addr{r.Addr4, r.Addr6}
 	if a.Is6() {
-		to, other = other, to
+		slices.Reverse(addrs)
 	}
-	if !to.IsValid() {
-		to = other
+	var to []netip.AddrPort
+	for _, a := range addrs {
+		if a.IsValid() {
+			to = append(to, netip.AddrPortFrom(a, r.Port.ContainerPort))
+		}
 	}
-	return netip.AddrPortFrom(to, r.Port.ContainerPort)
+	return to
 }
 
 // limits bound what the clients of one forward may use.

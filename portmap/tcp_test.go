@@ -149,6 +149,24 @@ func TestTCPBothFamiliesAndHalfClose(t *testing.T) {
 	}
 }
 
+// A server that listens for IPv4 only is found by clients that came by IPv6.
+func TestTCPOtherFamilyWhenRefused(t *testing.T) {
+	m := newMapper(t)
+	f, err := m.Publish(Request{
+		Port: tcpPort(serve(t, container, echo)), Addr4: container, Addr6: netip.IPv6Loopback(), Dialer: Host{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeSoon(t, f)
+	for _, host := range []string{"::1", "127.0.0.1"} {
+		exchange(t, dial(t, at(f, host)), "hello")
+	}
+	if got, want := f.Stats(), (Stats{Accepted: 2}); got.Accepted != want.Accepted || got.Refused != 0 {
+		t.Errorf("stats %+v, want %+v", got, want)
+	}
+}
+
 func TestTCPServerEndsFirst(t *testing.T) {
 	m := newMapper(t)
 	got := make(chan string, 1)

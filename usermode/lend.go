@@ -1,7 +1,6 @@
 package usermode
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/rights"
 )
 
 // A gateway without root lives in two processes: an ordinary one, whose sockets reach the world, and one inside, which
@@ -20,7 +21,7 @@ import (
 // namespace that it was made in, whoever has it; so all traffic is carried by the first, and none crosses between the
 // two.
 //
-// They speak over a SOCK_SEQPACKET pair: messages in JSON, with descriptors beside them (SCM_RIGHTS, unix(7)).
+// They speak by package rights.
 
 // lent is the first message, with the descriptors of the TUN device, unless the network is internal, and of the
 // listeners.
@@ -40,8 +41,6 @@ type wanted struct {
 	Err  string `json:",omitempty"` // of an answer
 }
 
-const maxLent = 4 << 10 // bytes of a message
-
 // Lend declares the calling process's own namespace the fabric of cfg and lends it to the process at the other end of
 // conn, until that closes it. ready is called when the fabric stands and before the other end learns of it.
 func Lend(cfg Config, conn *net.UnixConn, ready func() error) error {
@@ -51,14 +50,14 @@ func Lend(cfg Config, conn *net.UnixConn, ready func() error) error {
 		err = ready()
 	}
 	if err != nil {
-		return errors.Join(err, send(conn, lent{Err: err.Error()}, nil))
+		return errors.Join(err, rights.Send(conn, lent{Err: err.Error()}))
 	}
 	if err := f.lend(conn); err != nil {
 		return err
 	}
 	for {
 		var w wanted
-		if _, err := receive(conn, &w); errors.Is(err, io.EOF) {
+		if _, err := rights.Receive(conn, &w); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -84,7 +83,7 @@ func (f *fabric) lend(conn *net.UnixConn) error {
 		l.Listeners = append(l.Listeners, ln.at)
 		fds = append(fds, ln.fd)
 	}
-	return send(conn, l, fds)
+	return rights.Send(conn, l, fds...)
 }
 
 // answer makes the sockets and sends them.
@@ -103,7 +102,7 @@ func (w wanted) answer(conn *net.UnixConn) error {
 			unix.Close(fd)
 		}
 	}()
-	return send(conn, wanted{Kind: w.Kind, IPv6: w.IPv6, N: len(fds), Err: asText(err)}, fds)
+	return rights.Send(conn, wanted{Kind: w.Kind, IPv6: w.IPv6, N: len(fds), Err: asText(err)}, fds...)
 }
 
 // Borrow makes the gateway of a fabric that the process at the other end of conn lends. The gateway owns conn; with the
@@ -117,7 +116,7 @@ func Borrow(cfg Config, conn *net.UnixConn) (_ *Gateway, err error) {
 		}
 	}()
 	var l lent
-	fds, err := receive(conn, &l)
+	fds, err := rights.Receive(conn, &l)
 	if err != nil {
 		return nil, fmt.Errorf("borrow the fabric: %w", err)
 	}
@@ -176,10 +175,10 @@ func (b *borrowed) sockets(kind int, a netip.Addr, n int) ([]int, error) {
 	defer b.mu.Unlock()
 	b.conn.SetDeadline(time.Now().Add(borrowTimeout))
 	w := wanted{Kind: kind, IPv6: a.Is6(), N: n}
-	if err := send(b.conn, w, nil); err != nil {
+	if err := rights.Send(b.conn, w); err != nil {
 		return nil, fmt.Errorf("borrow sockets: %w", err)
 	}
-	fds, err := receive(b.conn, &w)
+	fds, err := rights.Receive(b.conn, &w)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("borrow sockets: %w", err)
@@ -189,55 +188,4 @@ func (b *borrowed) sockets(kind int, a netip.Addr, n int) ([]int, error) {
 		return nil, errors.New("borrow sockets: none came")
 	}
 	return fds, nil
-}
-
-// send sends a message with descriptors.
-func send(conn *net.UnixConn, message any, fds []int) error {
-	b, err := json.Marshal(message)
-	if err != nil {
-		return err
-	}
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	_, _, err = conn.WriteMsgUnix(b, rights, nil)
-	return err
-}
-
-// receive reads a message and returns the descriptors that came with it, which the caller closes. io.EOF: the other end
-// is closed.
-func receive(conn *net.UnixConn, message any) (fds []int, err error) {
-	b := make([]byte, maxLent)
-	oob := make([]byte, unix.CmsgSpace(4*(socketBatch+1)))
-	n, oobn, flags, _, err := conn.ReadMsgUnix(b, oob)
-	if err != nil {
-		return nil, err
-	}
-	if n == 0 {
-		return nil, io.EOF
-	}
-	defer func() {
-		if err != nil {
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
-			fds = nil
-		}
-	}()
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range messages {
-		rights, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return fds, err
-		}
-		fds = append(fds, rights...)
-	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		return fds, errors.New("a message was cut")
-	}
-	return fds, json.Unmarshal(b[:n], message)
 }

@@ -4,35 +4,27 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/rights"
 )
 
 // packetPair is two ends of a SOCK_SEQPACKET pair.
 func packetPair(t *testing.T) (a, b *net.UnixConn) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	a, f, err := rights.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ends := [2]*net.UnixConn{}
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pair")
-		c, err := net.FileConn(f)
-		f.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ends[i] = c.(*net.UnixConn)
-		t.Cleanup(func() { c.Close() })
+	defer f.Close()
+	if b, err = rights.Conn(f); err != nil {
+		t.Fatal(err)
 	}
-	return ends[0], ends[1]
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
 }
 
 // lend lends ns as a fabric until the other end is closed, and returns that.
