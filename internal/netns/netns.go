@@ -23,10 +23,15 @@ func Open(path string) (*NS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
+	return From(f)
+}
+
+// From takes a descriptor of a namespace, however it was come by. After an error it is closed.
+func From(f *os.File) (*NS, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
 		f.Close()
-		return nil, fmt.Errorf("open network namespace: %s is not one: %w", path, fs.ErrNotExist)
+		return nil, fmt.Errorf("open network namespace: %s is not one: %w", f.Name(), fs.ErrNotExist)
 	}
 	return &NS{f}, nil
 }
@@ -76,6 +81,18 @@ func Create(path string) (_ *NS, err error) {
 		return nil, err
 	}
 	return Open(path)
+}
+
+// New makes a new namespace that lives as long as somebody has it open.
+func New() (ns *NS, err error) {
+	err = onOwnThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+		ns, err = Current()
+		return err
+	})
+	return ns, err
 }
 
 // Remove takes the pin at path away. The namespace goes when nobody has it open any more. It succeeds when nothing
