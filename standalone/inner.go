@@ -27,7 +27,8 @@ import (
 
 // order is what the inner process is told first.
 type order struct {
-	Command      []string
+	Role         role
+	Command      []string // but for holders
 	Network      usernet.Network
 	Addr4, Addr6 netip.Addr
 	Keep         bool
@@ -35,8 +36,17 @@ type order struct {
 	LogLevel     slog.Level
 }
 
-func (c Config) order() order {
-	o := order{Command: c.Command, Network: c.Network, Addr4: c.Addr4, Addr6: c.Addr6, Keep: c.Keep, UID: os.Geteuid(), GID: os.Getegid()}
+// role is what an inner process does.
+type role string
+
+const (
+	alone  role = "alone"  // has the fabric and the command
+	holder role = "holder" // has the fabric, on which others' commands hang
+	member role = "member" // has a command, on another process's fabric
+)
+
+func (c Config) order(r role) order {
+	o := order{Role: r, Command: c.Command, Network: c.Network, Addr4: c.Addr4, Addr6: c.Addr6, Keep: c.Keep, UID: os.Geteuid(), GID: os.Getegid()}
 	for o.LogLevel = slog.LevelDebug; o.LogLevel < slog.LevelError && !c.Log.Enabled(nil, o.LogLevel); o.LogLevel += 4 {
 	}
 	return o
@@ -46,6 +56,14 @@ func (c Config) order() order {
 type note struct {
 	Start  bool // the command
 	Signal int  // send it to the command
+
+	Attach *attachment `json:",omitempty"` // a member's namespace, which comes along
+}
+
+// attachment is a command's place on the network.
+type attachment struct {
+	ID           string
+	Addr4, Addr6 netip.Addr
 }
 
 // outcome is the inner process's last word.
@@ -58,8 +76,8 @@ type outcome struct {
 // iface is the command's interface.
 const iface = "eth0"
 
-// Inner is the inner process. It returns when the command has ended or the outer process has.
-func Inner() error {
+// inner is the inner process. It returns when the command has ended or the outer process has.
+func inner() error {
 	err := runInner()
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) {
 		return nil // the outer process is gone, and nobody to tell
@@ -79,11 +97,14 @@ func runInner() error {
 	}
 	// The terminal's signals are the command's. (Caught, not ignored: the command would inherit that.)
 	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
-	var in inner
+	var in innerSide
 	if _, err := rights.Receive(control, &in.order); err != nil {
 		return err
 	}
 	in.control = control
+	if in.order.Role == member {
+		return in.runMember()
+	}
 	in.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: in.order.LogLevel}))
 	lending := make(chan error, 1)
 	go func() { lending <- usermode.Lend(in.gateway(), fabric, in.prepare) }()
@@ -100,45 +121,61 @@ func inherited(fd int) (*net.UnixConn, error) {
 	return rights.Conn(f)
 }
 
-type inner struct {
+// innerSide is the inner process's view of things.
+type innerSide struct {
 	order     order
 	log       *slog.Logger
 	control   *net.UnixConn
+	segment   *endpoint.Segment
 	container *netns.NS
 }
 
-func (in *inner) gateway() usermode.Config {
+// runMember makes the command's namespace, has it put on the fabric, and runs the command.
+func (in *innerSide) runMember() (err error) {
+	if in.container, err = netns.New(); err != nil {
+		return errors.Join(err, rights.Send(in.control, outcome{Err: err.Error()}))
+	}
+	if err := rights.Send(in.control, outcome{}, in.container.Fd()); err != nil {
+		return err
+	}
+	o, err := in.serve()
+	if err != nil {
+		return err
+	}
+	return rights.Send(in.control, o)
+}
+
+func (in *innerSide) gateway() usermode.Config {
 	return Config{Network: in.order.Network, Log: in.log}.gateway()
 }
 
 // prepare puts the command's namespace on the fabric and passes the resolver's sockets on.
-func (in *inner) prepare() (err error) {
-	if in.container, err = netns.New(); err != nil {
-		return err
-	}
+func (in *innerSide) prepare() (err error) {
 	// Seen from here, in the fabric, the network is an ordinary bridge.
 	n := in.order.Network
 	n.Options.Mode, n.Options.BridgeName = usernet.Bridge, endpoint.FabricBridge
-	segment, err := endpoint.Open(endpoint.Config{Network: n, Log: in.log})
-	if err != nil {
+	if in.segment, err = endpoint.Open(endpoint.Config{Network: n, Log: in.log}); err != nil {
 		return err
 	}
-	ep, place := in.endpoint()
-	if _, err := segment.Attach(ep, place); err != nil {
-		return err
+	if in.order.Role == alone {
+		if in.container, err = netns.New(); err != nil {
+			return err
+		}
+		if err := in.attach(attachment{n.ID, in.order.Addr4, in.order.Addr6}, in.container); err != nil {
+			return err
+		}
 	}
 	return in.openResolver()
 }
 
-// endpoint is the command's place on the network.
-func (in *inner) endpoint() (usernet.Endpoint, endpoint.Place) {
-	ep := usernet.Endpoint{ID: in.order.Network.ID, NetworkID: in.order.Network.ID, IfName: iface}
-	ep.MAC = macFor(in.order.Addr4)
-	p := endpoint.Place{Netns: in.container}
+// attach puts a command's namespace on the fabric.
+func (in *innerSide) attach(to attachment, ns *netns.NS) error {
+	ep := usernet.Endpoint{ID: to.ID, NetworkID: in.order.Network.ID, IfName: iface}
+	p := endpoint.Place{Netns: ns}
 	for _, s := range in.order.Network.Subnets {
-		a, own := in.order.Addr4, &ep.Addr4
+		a, own := to.Addr4, &ep.Addr4
 		if s.Prefix.Addr().Is6() {
-			a, own = in.order.Addr6, &ep.Addr6
+			a, own = to.Addr6, &ep.Addr6
 		}
 		if !a.IsValid() || !s.Prefix.Contains(a) {
 			continue
@@ -149,17 +186,23 @@ func (in *inner) endpoint() (usernet.Endpoint, endpoint.Place) {
 			p.Gateways = append(p.Gateways, s.Gateway)
 		}
 	}
-	return ep, p
+	ep.MAC = macFor(to)
+	_, err := in.segment.Attach(ep, p)
+	return err
 }
 
 // macFor is a locally administered address, made from the IP address.
-func macFor(a netip.Addr) net.HardwareAddr {
-	ip := a.As4()
-	return net.HardwareAddr{0x02, 0x42, ip[0], ip[1], ip[2], ip[3]}
+func macFor(to attachment) net.HardwareAddr {
+	ip := to.Addr6
+	if to.Addr4.IsValid() {
+		ip = to.Addr4
+	}
+	b := ip.AsSlice()
+	return append(net.HardwareAddr{0x02, 0x42}, b[len(b)-4:]...)
 }
 
 // openResolver opens UDP and TCP sockets at the gateway's addresses.
-func (in *inner) openResolver() error {
+func (in *innerSide) openResolver() error {
 	var fds []int
 	families := 0
 	for _, s := range in.order.Network.Subnets {
@@ -187,17 +230,24 @@ func (in *inner) openResolver() error {
 }
 
 // serve starts the command when it is told, passes signals to it, and kills it with the outer process.
-func (in *inner) serve() (outcome, error) {
+func (in *innerSide) serve() (outcome, error) {
 	notes := make(chan note)
 	go func() {
 		defer close(notes)
 		for {
 			var n note
-			if _, err := rights.Receive(in.control, &n); err != nil {
+			fds, err := rights.Receive(in.control, &n)
+			if err != nil {
 				if !errors.Is(err, io.EOF) {
 					in.log.Error("the outer process is not heard", "error", err)
 				}
 				return
+			}
+			if n.Attach != nil && len(fds) == 1 {
+				if rights.Send(in.control, in.attachPassed(*n.Attach, fds[0])) != nil {
+					return
+				}
+				continue
 			}
 			notes <- n
 		}
@@ -210,7 +260,20 @@ func (in *inner) serve() (outcome, error) {
 	return outcome{}, io.EOF
 }
 
-func (in *inner) runCommand(notes <-chan note) outcome {
+// attachPassed attaches the namespace that fd is of.
+func (in *innerSide) attachPassed(to attachment, fd int) outcome {
+	ns, err := netns.From(os.NewFile(uintptr(fd), "passed"))
+	if err == nil {
+		err = in.attach(to, ns)
+		ns.Close()
+	}
+	if err != nil {
+		return outcome{Err: err.Error()}
+	}
+	return outcome{}
+}
+
+func (in *innerSide) runCommand(notes <-chan note) outcome {
 	if err := setResolvConf(in.order.Network); err != nil {
 		in.log.Warn("the command resolves no names", "error", err)
 	}

@@ -28,9 +28,9 @@ import (
 const actAs = "USERNET_TEST_ACT"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == InnerCommand {
-		if err := Inner(); err != nil {
-			fmt.Fprintln(os.Stderr, "inner:", err)
+	if helper := Helper(os.Args[1:]); helper != nil {
+		if err := helper(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -53,13 +53,18 @@ func outer() {
 		at := netip.MustParseAddrPort(p)
 		ports = append(ports, usernet.Port{Proto: usernet.TCP, HostIP: at.Addr(), HostPort: at.Port(), HostPortEnd: at.Port(), ContainerPort: 80})
 	}
+	addr4, addr6 := netip.MustParseAddr("10.200.50.2"), netip.MustParseAddr("fd00:200:50::2")
+	if os.Getenv("SHARE") != "" {
+		addr4, addr6 = netip.Addr{}, netip.Addr{}
+	}
 	status, err := Run(Config{
 		Command: os.Args[1:],
 		Network: usernet.Network{ID: "test", IPv6: true, Subnets: []usernet.Subnet{
 			{Prefix: netip.MustParsePrefix("10.200.50.0/24"), Gateway: netip.MustParseAddr("10.200.50.1")},
 			{Prefix: netip.MustParsePrefix("fd00:200:50::/64"), Gateway: netip.MustParseAddr("fd00:200:50::1")},
-		}, Options: usernet.Options{Mode: usernet.Usermode, FastPath: true}},
-		Addr4: netip.MustParseAddr("10.200.50.2"), Addr6: netip.MustParseAddr("fd00:200:50::2"),
+		}, Options: usernet.Options{Mode: usernet.Usermode, ICC: true, FastPath: true}},
+		Addr4: addr4, Addr6: addr6,
+		Share: os.Getenv("SHARE"), Hostname: os.Getenv("NAME"),
 		Ports: ports, NoEgress: os.Getenv("NOEGRESS") != "", Keep: os.Getenv("KEEP") != "",
 		Log:   slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
@@ -170,7 +175,7 @@ func inners(t *testing.T) string {
 		lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, f := range lines {
 			b, _ := os.ReadFile(f)
-			if bytes.Contains(b, []byte("\x00"+InnerCommand)) && ours(filepath.Dir(f)) {
+			if (bytes.Contains(b, []byte("\x00"+innerCommand)) || bytes.Contains(b, []byte("\x00"+holderCommand))) && ours(filepath.Dir(f)) {
 				left = append(left, string(b))
 			}
 		}
@@ -364,6 +369,47 @@ func TestEgress(t *testing.T) {
 		out, err := command(t, caller, nil, "cat /etc/resolv.conf; busybox nslookup gateway.containers.internal 10.200.50.1").Output()
 		if !strings.HasPrefix(string(out), "nameserver 10.200.50.1\nnameserver fd00:200:50::1\n") || !strings.Contains(string(out), "gateway.containers.internal") {
 			t.Errorf("names: %q, %v", out, err)
+		}
+	})
+}
+
+// Several commands on one network reach each other by name, have addresses of their own, and leave nothing.
+func TestShare(t *testing.T) {
+	each(t, func(t *testing.T, caller *syscall.Credential) {
+		dir := open(t)
+		if caller != nil {
+			os.Chown(dir, int(caller.Uid), int(caller.Gid))
+		}
+		env := []string{"XDG_RUNTIME_DIR=" + dir, "SHARE=net"}
+		var servers []*exec.Cmd
+		for i, name := range []string{"one", "two", "three"} {
+			cmd := command(t, caller, append(env, "NAME="+name, fmt.Sprintf("PORTS=127.0.0.1:%d", 18090+i)), actAs+"=serve exec $SELF")
+			cmd.Env = append(cmd.Env, "SELF="+cmd.Path)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			servers = append(servers, cmd)
+		}
+		for i := range servers {
+			if got := fetch(t, fmt.Sprintf("127.0.0.1:%d", 18090+i)); got != "10.200.50.1\n" {
+				t.Errorf("command %d saw %q", i, got)
+			}
+		}
+		out, err := command(t, caller, env, "for n in one two three; do busybox nc -w 5 $n 80 </dev/null; done; busybox ip -o addr show eth0").Output()
+		lines := strings.Split(string(out), "\n")
+		if err != nil || len(lines) < 4 || lines[0] == "10.200.50.1" || lines[0] != lines[1] || lines[1] != lines[2] || !strings.Contains(string(out), lines[0]+"/") {
+			t.Errorf("the neighbours say %q, %v", out, err)
+		}
+		for _, s := range servers {
+			s.Process.Signal(unix.SIGTERM)
+			s.Wait()
+		}
+		entries, _ := filepath.Glob(dir + "/usernet/share/*.sock")
+		for deadline := time.Now().Add(5 * time.Second); len(entries) > 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			entries, _ = filepath.Glob(dir + "/usernet/share/*.sock")
+		}
+		if len(entries) > 0 {
+			t.Errorf("sockets are left: %v", entries)
 		}
 	})
 }
