@@ -207,12 +207,20 @@ func TestProbeIsDropped(t *testing.T) {
 		}
 		return nil
 	})
-	g.tun.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	p, err := newPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	timer := time.AfterFunc(50*time.Millisecond, p.stop)
+	defer timer.Stop()
 	for b := make([]byte, virtioHdrLen+65535); ; {
-		n, err := g.tun.Read(b)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := p.wait(int(g.tun.Fd())); errors.Is(err, os.ErrDeadlineExceeded) {
 			return
+		} else if err != nil {
+			t.Fatal(err)
 		}
+		n, err := g.tun.Read(b)
 		if err != nil {
 			t.Fatal(err)
 		}

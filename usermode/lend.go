@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -125,7 +124,7 @@ func Borrow(cfg Config, conn *net.UnixConn) (_ *Gateway, err error) {
 			f.undo.Push(func() error { return unix.Close(fd) })
 			continue
 		}
-		f.tun = os.NewFile(uintptr(fd), "/dev/net/tun") // non-blocking, as it was opened
+		f.tun = tunFile(fd)
 		f.undo.Push(f.tun.Close)
 	}
 	if l.Err != "" {

@@ -10,9 +10,10 @@ import (
 type quota struct {
 	total, each int // the limits
 
-	mu   sync.Mutex
-	used int
-	by   map[netip.Addr]int
+	mu      sync.Mutex
+	used    int
+	by      map[netip.Addr]int
+	refused uint64 // times that take took nothing
 }
 
 func newQuota(total, each int) *quota {
@@ -24,6 +25,7 @@ func (q *quota) take(client netip.Addr) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.used >= q.total || q.by[client] >= q.each {
+		q.refused++
 		return false
 	}
 	q.used++
@@ -39,4 +41,11 @@ func (q *quota) put(client netip.Addr) {
 	if q.by[client]--; q.by[client] == 0 {
 		delete(q.by, client)
 	}
+}
+
+// counts tells how many are taken, and how often there was none left.
+func (q *quota) counts() (used int, refused uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.used, q.refused
 }

@@ -31,6 +31,9 @@ func TestQuota(t *testing.T) {
 			t.Errorf("step %d: %v, want %v", i, got, step.want)
 		}
 	}
+	if used, refused := q.counts(); used != 0 || refused != 3 {
+		t.Errorf("%d in use, %d refused, want 0 and 3", used, refused)
+	}
 	if q.used != 0 || len(q.by) != 0 {
 		t.Errorf("%d in use, %v, after everything was given back", q.used, q.by)
 	}

@@ -27,39 +27,52 @@ type link struct {
 	sources []netip.Prefix // none: any
 	log     *slog.Logger
 
+	// poller waits for packets, in place of the runtime's.
+	poller *poller
 	// early are asked in turn, before netstack, whether they take a packet. Set before receive.
 	early []func(*frame) bool
 
+	// SYN-ACKs on their way to the TUN: see postpone.
+	handshakes chan *stack.PacketBuffer
+	closed     chan struct{}                            // ends sendPostponed
+	writev     func(fd int, iovs [][]byte) (int, error) // unix.Writev
+
 	mtu        atomic.Uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+	plain      atomic.Bool // the kernel has refused to cut a packet: we do it
 
 	refused atomic.Uint64 // received frames that were not for netstack
 	lost    atomic.Uint64 // packets that the TUN did not take
-	faulty  sync.Once
+	cut     atomic.Uint64 // packets that we cut because the TUN would not
 }
 
 var (
 	_ stack.LinkEndpoint = (*link)(nil)
 	_ stack.GSOEndpoint  = (*link)(nil) // a wrapper around link must pass this on, or segmentation is off
+
+	_ stack.QueueingDiscipline = (*link)(nil)
 )
 
 func newLink(raw syscall.RawConn, cfg netstackConfig) *link {
-	l := &link{raw: raw, offload: cfg.Offload, sources: cfg.Sources, log: cfg.Log}
+	l := &link{
+		raw: raw, offload: cfg.Offload, sources: cfg.Sources, log: cfg.Log,
+		handshakes: make(chan *stack.PacketBuffer, 256), closed: make(chan struct{}), writev: unix.Writev,
+	}
 	l.mtu.Store(uint32(cfg.MTU))
 	return l
 }
 
-// receive delivers what the TUN has, until its read deadline passes.
+// receive delivers what the TUN has, until its poller is stopped.
 func (l *link) receive() error {
-	rx := newReceiver()
+	rx := newReceiver(l.poller)
 	defer rx.release()
 	for {
 		err := l.raw.Read(rx.readFn)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil
-		}
 		if err == nil {
 			err = rx.err
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read tun: %w", err)
@@ -133,11 +146,12 @@ type receiver struct {
 	n          int      // bytes in the frame, virtio header included
 	err        error
 	frame      frame // for those who look at it before netstack
+	poller     *poller
 	readFn     func(fd uintptr) bool // read; made once, since a method value is an allocation
 }
 
-func newReceiver() *receiver {
-	r := &receiver{head: buffer.NewViewSize(headSize), body: buffer.NewViewSize(bodySize)}
+func newReceiver(p *poller) *receiver {
+	r := &receiver{poller: p, head: buffer.NewViewSize(headSize), body: buffer.NewViewSize(bodySize)}
 	r.iovs = [][]byte{r.hdr[:], r.head.AsSlice(), r.body.AsSlice()}
 	r.readFn = r.read
 	return r
@@ -148,10 +162,20 @@ func (r *receiver) release() {
 	r.body.Release()
 }
 
-// read reads one frame. It is a syscall.RawConn's callback: false asks to be called again when there is something.
+// read reads one frame, when there is one. It is a syscall.RawConn's callback; it never asks to be called again.
 func (r *receiver) read(fd uintptr) bool {
-	r.n, r.err = ignoringEINTR(func() (int, error) { return unix.Readv(int(fd), r.iovs) })
-	return r.err != unix.EAGAIN
+	for !r.poller.stopped.Load() {
+		r.n, r.err = ignoringEINTR(func() (int, error) { return unix.Readv(int(fd), r.iovs) })
+		if r.err != unix.EAGAIN {
+			return true
+		}
+		if r.err = r.poller.wait(int(fd)); r.err != nil {
+			r.n = 0
+			return true
+		}
+	}
+	r.n, r.err = 0, os.ErrDeadlineExceeded
+	return true
 }
 
 // start is the packet's beginning, as much as there is in the first buffer.
@@ -202,6 +226,7 @@ func ignoringEINTR(f func() (int, error)) (int, error) {
 
 // sender writes one packet.
 type sender struct {
+	link    *link
 	hdr     [virtioHdrLen]byte
 	iovs    [][]byte
 	err     error
@@ -214,26 +239,99 @@ var senders = sync.Pool{New: func() any {
 	return s
 }}
 
+func (l *link) sender() *sender {
+	s := senders.Get().(*sender)
+	s.link = l
+	return s
+}
+
+func (s *sender) release() {
+	clear(s.iovs) // the pool must not keep the packets' memory
+	s.link = nil
+	senders.Put(s)
+}
+
 func (s *sender) write(fd uintptr) bool {
-	_, s.err = ignoringEINTR(func() (int, error) { return unix.Writev(int(fd), s.iovs) })
+	_, s.err = ignoringEINTR(func() (int, error) { return s.link.writev(int(fd), s.iovs) })
 	return s.err != unix.EAGAIN
 }
 
-// WritePackets sends pkts. It waits for the TUN to take them: a dropped packet costs a retransmission timeout, and
-// the wait is what slows down a sender that is too fast. A packet that the TUN refuses is counted and lost, as on
-// any link.
-func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	s := senders.Get().(*sender)
-	for _, pkt := range pkts.AsSlice() {
-		l.send(s, pkt)
+// flush writes iovs, and waits for the TUN to take them.
+func (s *sender) flush() error {
+	if err := s.link.raw.Write(s.writeFn); err != nil {
+		return err
 	}
-	clear(s.iovs) // the pool must not keep the packets' memory
-	senders.Put(s)
+	return s.err
+}
+
+// WritePacket sends pkt. It waits for the TUN to take it: a dropped packet costs a retransmission timeout, and the wait
+// is what slows down a sender that is too fast. A packet that the TUN refuses is counted and lost, as on any link.
+//
+// It is called in place of a queueing discipline. netstack's own, which queues nothing, makes a list for each packet.
+func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
+	if isSYN(pkt) && l.postpone(pkt) {
+		return nil
+	}
+	s := l.sender()
+	s.send(pkt)
+	s.release()
+	return nil
+}
+
+// WritePackets is WritePacket for each of pkts.
+func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	for _, pkt := range pkts.AsSlice() {
+		l.WritePacket(pkt)
+	}
 	return pkts.Len(), nil
 }
 
-func (l *link) send(s *sender, pkt *stack.PacketBuffer) {
-	virtioHdrFor(pkt).encode(s.hdr[:])
+func isSYN(pkt *stack.PacketBuffer) bool {
+	tcp := pkt.TransportHeader().Slice()
+	return pkt.TransportProtocolNumber == header.TCPProtocolNumber && len(tcp) >= header.TCPMinimumSize &&
+		header.TCP(tcp).Flags()&header.TCPFlagSyn != 0
+}
+
+// postpone leaves pkt to sendPostponed, if that is not too far behind.
+//
+// A SYN-ACK is sent with its endpoint locked, and the container's kernel, which runs inside the write, answers at
+// once: a goroutine of netstack would spin on the lock until the write is over, on a processor that the write may be
+// waiting for.
+func (l *link) postpone(pkt *stack.PacketBuffer) bool {
+	select {
+	case l.handshakes <- pkt.IncRef():
+		return true
+	default:
+		pkt.DecRef()
+		return false
+	}
+}
+
+// sendPostponed sends SYN-ACKs until the link is closed. (handshakes never is: a timer of netstack's may send yet.)
+func (l *link) sendPostponed() {
+	for {
+		select {
+		case pkt := <-l.handshakes:
+			s := l.sender()
+			s.send(pkt)
+			s.release()
+			pkt.DecRef()
+		case <-l.closed:
+			return
+		}
+	}
+}
+
+// send sends pkt, or counts it as lost.
+func (s *sender) send(pkt *stack.PacketBuffer) {
+	l := s.link
+	hdr := virtioHdrFor(pkt)
+	todo := hdr != virtioHdr{} // the kernel has something to finish
+	if todo && l.plain.Load() {
+		s.sendCut(pkt)
+		return
+	}
+	hdr.encode(s.hdr[:])
 	s.iovs = append(s.iovs[:0], s.hdr[:])
 	views, skip := pkt.AsViewList()
 	for v := views.Front(); v != nil; v = v.Next() {
@@ -245,33 +343,46 @@ func (l *link) send(s *sender, pkt *stack.PacketBuffer) {
 		s.iovs = append(s.iovs, b[skip:])
 		skip = 0
 	}
-	err := l.raw.Write(s.writeFn)
-	if err == nil {
-		err = s.err
-	}
+	err := s.flush()
 	if err == nil {
 		return
 	}
-	l.lost.Add(1)
-	// Some kernels accept TUNSETOFFLOAD and then refuse what it promised (EINVAL, 6.6 before 89add40066f9).
-	if errors.Is(err, unix.EINVAL) {
-		l.faulty.Do(func() {
-			l.log.Warn("tun refuses a packet", "bytes", pkt.Size(), "gso", pkt.GSOOptions.Type != stack.GSONone, "err", err)
-		})
+	if todo && errors.Is(err, unix.EINVAL) {
+		// Some kernels accept TUNSETOFFLOAD and then refuse what it promised (6.6 before 89add40066f9). New
+		// connections are told by SupportedGSO; those that stand go on as they began.
+		if l.plain.CompareAndSwap(false, true) {
+			l.log.Warn("tun refuses a packet, segmentation offload is given up", "bytes", pkt.Size(), "mss", hdr.gsoSize, "err", err)
+		}
+		s.sendCut(pkt)
+		return
 	}
+	l.lost.Add(1)
+}
+
+// sendCut sends pkt with nothing left for the kernel to do.
+func (s *sender) sendCut(pkt *stack.PacketBuffer) {
+	b := packets.Get().(*[gsoMaxSize]byte)
+	defer packets.Put(b)
+	virtioHdr{}.encode(s.hdr[:])
+	ok := segments(flatten(b[:], pkt), int(pkt.GSOOptions.MSS), func(headers, payload []byte) {
+		s.iovs = append(s.iovs[:0], s.hdr[:], headers, payload)
+		if s.flush() != nil {
+			s.link.lost.Add(1)
+		}
+	})
+	if !ok {
+		s.link.lost.Add(1)
+		return
+	}
+	s.link.cut.Add(1)
 }
 
 // inject sends a frame that has its virtio header already.
 func (l *link) inject(frame []byte) error {
-	s := senders.Get().(*sender)
+	s := l.sender()
+	defer s.release()
 	s.iovs = append(s.iovs[:0], frame)
-	err := l.raw.Write(s.writeFn)
-	if err == nil {
-		err = s.err
-	}
-	clear(s.iovs)
-	senders.Put(s)
-	return err
+	return s.flush()
 }
 
 // MTU, with the following, is what stack.LinkEndpoint asks for.
@@ -293,9 +404,10 @@ func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 func (l *link) GSOMaxSize() uint32 { return gsoMaxSize }
 
 // SupportedGSO tells netstack to send super-segments: with offload the kernel cuts them (or does not need to),
-// without, netstack cuts them itself below its TCP, which still spares the per-segment work above.
+// without, netstack cuts them itself below its TCP, which still spares the per-segment work above. It is asked once for
+// each connection.
 func (l *link) SupportedGSO() stack.SupportedGSO {
-	if l.offload {
+	if l.offload && !l.plain.Load() {
 		return stack.HostGSOSupported
 	}
 	return stack.GVisorGSOSupported

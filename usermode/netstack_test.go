@@ -292,7 +292,13 @@ func TestNetstackRunsAgain(t *testing.T) {
 		if _, err := b.mustDial(t, "tcp", to).Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
+		if st := s.stats(); st.Conns != 1 || st.Pending != 0 || st.Refused != 0 {
+			t.Errorf("%+v, want one connection", st)
+		}
 		stop()
+		if st := s.stats(); st != (netstackStats{}) {
+			t.Errorf("%+v after the end", st)
+		}
 	}
 }
 

@@ -41,22 +41,24 @@ func newTestStack(t testing.TB) *testStack {
 	return s
 }
 
-// start receives until the test ends.
-func (s *testStack) start(t testing.TB) {
+// start receives until the test ends or the function that it returns is called. What belongs to the receiver can be
+// looked at then.
+func (s *testStack) start(t testing.TB) (stop func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := s.link.receive(); err != nil {
 			t.Error(err)
 		}
 	})
+	stop = func() { s.poller.stop(); wg.Wait() }
 	t.Cleanup(func() {
-		s.tun.SetReadDeadline(time.Unix(1, 0))
-		wg.Wait()
+		stop()
 		s.tun.SetWriteDeadline(time.Unix(1, 0))
 		s.close()
 		s.tun.Close()
 		s.guest.Close()
 	})
+	return stop
 }
 
 // send sends a packet as a container.

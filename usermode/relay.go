@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,6 +33,7 @@ type relay struct {
 	ep    tcpip.Endpoint
 	queue *waiter.Queue
 	host  *net.TCPConn
+	level *atomic.Int32 // how many times its buffers are halved
 
 	once    sync.Once
 	stopped chan struct{} // closed by abort
@@ -39,8 +41,8 @@ type relay struct {
 
 var errReset = errors.New("connection reset")
 
-func newRelay(ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPConn) *relay {
-	return &relay{ep: ep, queue: queue, host: host, stopped: make(chan struct{})}
+func newRelay(ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPConn, level *atomic.Int32) *relay {
+	return &relay{ep: ep, queue: queue, host: host, level: level, stopped: make(chan struct{})}
 }
 
 // run relays until both sides have closed, one was reset, or ctx is done. It closes both.
@@ -107,13 +109,22 @@ func (r *relay) up() error {
 	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	r.queue.EventRegister(&entry)
 	defer r.queue.EventUnregister(&entry)
+	var total int
+	var asked, far bool
 	for {
 		n, err := r.forward()
 		if err != nil {
 			return err
 		}
 		if n > 0 {
-			r.ep.ModerateRecvBuf(n) // without it, the window never grows
+			// The window grows for those only that need more: to one that is near, all of it is a queue before the TUN,
+			// in which everybody's packets wait.
+			if total += n; total > growAfter && !asked {
+				asked, far = true, r.far()
+			}
+			if far {
+				r.ep.ModerateRecvBuf(n)
+			}
 			continue
 		}
 		if n < 0 {
@@ -148,8 +159,8 @@ func (r *relay) forward() (int, error) {
 	if _, err := b.rest.WriteTo(r.host); err != nil {
 		return 0, err
 	}
-	done := tcpip.LimitedWriter{W: io.Discard, N: int64(b.size)}
-	if _, err := r.ep.Read(&done, tcpip.ReadOptions{}); err != nil {
+	b.done = tcpip.LimitedWriter{W: io.Discard, N: int64(b.size)}
+	if _, err := r.ep.Read(&b.done, tcpip.ReadOptions{}); err != nil {
 		return 0, errReset
 	}
 	return b.size, nil
@@ -160,6 +171,7 @@ type batch struct {
 	segments net.Buffers
 	rest     net.Buffers
 	size     int
+	done     tcpip.LimitedWriter // takes them away
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
@@ -224,6 +236,9 @@ func (r *relay) push(in *inflow, ready <-chan struct{}) error {
 		if _, full := err.(*tcpip.ErrWouldBlock); !full {
 			return errReset
 		}
+		if r.resize() {
+			continue
+		}
 		select {
 		case <-ready:
 		case <-r.stopped:
@@ -231,6 +246,37 @@ func (r *relay) push(in *inflow, ready <-chan struct{}) error {
 		}
 	}
 	return nil
+}
+
+const (
+	// farAway is the round trip above which a connection may need more than the usual buffers.
+	farAway = 20 * time.Millisecond
+	// growAfter is how many bytes a connection has to carry before anybody asks whether it needs more.
+	growAfter = 256 << 10
+)
+
+// far tells whether the container is far away.
+func (r *relay) far() bool {
+	var info tcpip.TCPInfoOption
+	return r.ep.GetSockOpt(&info) == nil && info.RTT > farAway
+}
+
+// resize gives netstack's send buffer, which is full, the size that it should have, and tells whether that is more.
+//
+// netstack would tune it as well, but throws away what it has taken for an endpoint when the buffer becomes smaller
+// meanwhile. Here nobody is writing.
+func (r *relay) resize() bool {
+	opts := r.ep.SocketOptions()
+	size, limit := opts.GetSendBufferSize(), int64(tcpSendMax)>>r.level.Load()
+	want := size
+	if r.far() {
+		want *= 2
+	}
+	want = min(want, max(limit, tcpBufferMin))
+	if want != size {
+		opts.SetSendBufferSize(want, false)
+	}
+	return want > size
 }
 
 // inflow is what can be read from the host at the moment: a tcpip.Payloader that netstack reads straight into the

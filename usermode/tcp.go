@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -50,7 +51,7 @@ type tcpRelays struct {
 	mu     sync.Mutex
 	closed bool // joined and relays must not grow any more
 	conns  int
-	level  int // how many times the buffers are halved
+	level  atomic.Int32 // how many times the buffers are halved; changed under mu
 }
 
 func newTCPRelays(st *stack.Stack, cfg netstackConfig) *tcpRelays {
@@ -152,7 +153,7 @@ func (t *tcpRelays) connect(r *tcp.ForwarderRequest) *accounted {
 		return nil
 	}
 	t.tune(ep)
-	return &accounted{newRelay(ep, queue, host), t}
+	return &accounted{newRelay(ep, queue, host, &t.level), t}
 }
 
 // accounted is a relay that counts among netstack's connections while it runs.
@@ -185,14 +186,10 @@ func (t *tcpRelays) tune(ep tcpip.Endpoint) {
 	// A container that was killed with its network takes no FIN back.
 	ep.SocketOptions().SetKeepAlive(true)
 
-	t.mu.Lock()
-	level := t.level
-	t.mu.Unlock()
-	if level > 0 {
-		// What it was made with is the forwarder's and the protocol's default.
-		ep.SocketOptions().SetReceiveBufferSize(tcpBuffer>>level, false)
-		ep.SocketOptions().SetSendBufferSize(tcpBuffer>>level, true)
-	}
+	// What it was made with is the forwarder's and the protocol's default.
+	size := int64(bufferAt(int(t.level.Load())))
+	ep.SocketOptions().SetReceiveBufferSize(size, false)
+	ep.SocketOptions().SetSendBufferSize(size, true) // true: netstack does not tune it
 }
 
 // manyConns is the number of connections that may have the full buffers. With twice as many each gets half, and
@@ -200,7 +197,7 @@ func (t *tcpRelays) tune(ep tcpip.Endpoint) {
 // never reads would add up.
 const (
 	manyConns = 128
-	maxLevel  = 4
+	maxLevel  = 6
 )
 
 // account changes the number of connections, and the size of buffers with it.
@@ -208,11 +205,11 @@ func (t *tcpRelays) account(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.conns += n
-	level := min(bits.Len(uint(t.conns/manyConns)), maxLevel)
+	level, old := min(bits.Len(uint(t.conns/manyConns)), maxLevel), int(t.level.Load())
 	// Not up and down again with every connection at the border.
-	if level > t.level || level < t.level-1 || t.conns == 0 && t.level > 0 {
+	if level > old || level < old-1 || t.conns == 0 && old > 0 {
 		if err := setTCPBuffers(t.stack, level); err == nil {
-			t.level = level
+			t.level.Store(int32(level))
 		}
 	}
 }

@@ -19,7 +19,7 @@ const (
 
 // attachTUN attaches to the TUN device of the calling thread's namespace, making it where it does not exist. The
 // device outlives the process: while nobody is attached, the containers' routes stand and their SYNs are lost and
-// repeated, instead of failing at once with "network is unreachable". The file is in non-blocking mode and has
+// repeated, instead of failing at once with "network is unreachable". The file is in non-blocking mode and has no
 // deadlines. EBUSY: another process is attached.
 func attachTUN(h *netlink.Handle) (*os.File, error) {
 	f, err := setTUN()
@@ -63,7 +63,16 @@ func setTUN() (_ *os.File, err error) {
 	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
 		return nil, fmt.Errorf("make %s persistent: %w", uplink, err)
 	}
-	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
+	return tunFile(fd), nil
+}
+
+// tunFile is the file of a TUN device's descriptor, in non-blocking mode. The runtime's poller leaves alone what is
+// blocking when the file is made; it would have a thread look up at every packet, which our own poller waits for.
+func tunFile(fd int) *os.File {
+	unix.SetNonblock(fd, false)
+	f := os.NewFile(uintptr(fd), "/dev/net/tun")
+	unix.SetNonblock(fd, true)
+	return f
 }
 
 // negotiateOffload asks the kernel for segmentation and checksum offload on the TUN device, which must be up, and

@@ -1,16 +1,10 @@
 package usermode
 
 import (
-	"container/list"
-	"context"
 	"errors"
-	"fmt"
-	"net"
+	"math/rand/v2"
 	"net/netip"
-	"os"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,299 +18,323 @@ import (
 
 const (
 	// How long a flow is kept without a datagram. RFC 4787 asks for two minutes and allows less for ports that are
-	// known to need less; 90 s is what most applications send keep-alives for.
-	udpIdle = 90 * time.Second
-	dnsIdle = 20 * time.Second
-	dnsPort = 53
+	// known to need less; 90 s is what most applications send keep-alives for. A flow that never got an answer is a
+	// log line or a probe, and goes sooner.
+	udpIdle    = 90 * time.Second
+	dnsIdle    = 20 * time.Second
+	oneWayIdle = 30 * time.Second
+	dnsPort    = 53
 
-	// Each flow has a socket of the host. Beyond a limit, the flow that has been idle for longest makes room.
+	// Each flow has a socket of the host. Beyond a limit, a flow that has been idle for long makes room.
 	maxFlows       = 8192
 	maxClientFlows = 2048
 
-	maxDatagram = 65535
+	// How many flows are compared to find one that has been idle for long: looking at all of them would let a
+	// container that opens thousands in a second stall the others.
+	evictionSample = 32
+
+	flowBuffer = 1 << 20 // bytes that may wait in a flow's socket for us
+
+	// While containers send without a pause, the sockets are served after so many packets of theirs.
+	framesPerGlance = 64
 )
 
 // udpFlows carries UDP on: every pair of a container's port and a destination is a flow, with a connected socket of
-// the host. netstack checks and reassembles the packets and cuts the answers into fragments; its UDP is not used.
+// the host. Datagrams are taken from the TUN before netstack sees them, and answers written to it without netstack; it
+// puts fragments together and cuts long answers. Everything here belongs to the goroutine that receives from the TUN.
 type udpFlows struct {
-	cfg   netstackConfig
-	stack *stack.Stack
+	*exit
 	// The limits, and idle times, of above.
-	total, each   int
-	idle, idleDNS time.Duration
+	total, each           int
+	idle, idleDNS, oneWay time.Duration
 
-	joined sync.WaitGroup
-	mu     sync.Mutex
-	closed bool
-	flows  map[stack.TransportEndpointID]*udpFlow
-	// Each client's flows (*udpFlow), the one that sent last in front.
-	clients map[tcpip.Address]*list.List
+	flows   map[flowKey]*udpFlow
+	list    []*udpFlow // all flows, in no order
+	clients map[netip.Addr]*udpClient
+	frames  int // since the last glance at the sockets
+	burst   burst
+	busy    bool // there was a datagram since the last pause
+
+	open                      atomic.Int64 // flows
+	evicted, refused, dropped atomic.Uint64
 }
 
-// udpFlow is one flow.
-type udpFlow struct {
-	table *udpFlows
-	id    stack.TransportEndpointID // Local is the destination, Remote the container
-	conn  *net.UDPConn
-	raw   syscall.RawConn
-	route *stack.Route
-	idle  time.Duration
-	last  atomic.Int64  // when something was sent or received, UnixNano
-	place *list.Element // in clients
+// flowKey is a container's port and the destination that it dialled.
+type flowKey struct{ client, dst netip.AddrPort }
 
-	out     []byte // what sendFn sends
-	sendErr error
-	sendFn  func(fd uintptr) bool
+// udpClient is a container that has flows.
+type udpClient struct {
+	flows []*udpFlow // in no order
 }
 
-func newUDPFlows(st *stack.Stack, cfg netstackConfig) *udpFlows {
-	return &udpFlows{
-		cfg:     cfg,
-		stack:   st,
+func newUDPFlows(x *exit) *udpFlows {
+	t := &udpFlows{
+		exit:    x,
 		total:   maxFlows,
 		each:    maxClientFlows,
 		idle:    udpIdle,
 		idleDNS: dnsIdle,
-		flows:   make(map[stack.TransportEndpointID]*udpFlow),
-		clients: make(map[tcpip.Address]*list.List),
+		oneWay:  oneWayIdle,
+		flows:   make(map[flowKey]*udpFlow),
+		clients: make(map[netip.Addr]*udpClient),
+	}
+	x.poller.due = t.expire
+	x.poller.idle = t.pause
+	return t
+}
+
+// udpCounters are for people who wonder where datagrams stay.
+type udpCounters struct {
+	Flows      int64  // now
+	Evicted    uint64 // flows that made room for others
+	Refused    uint64 // flows that could not be opened
+	Dropped    uint64 // datagrams from containers: broken, or not taken by the host's socket
+	Lost       uint64 // packets to containers that the TUN did not take
+	Errors     uint64 // ICMP errors to containers
+	ErrorsHeld uint64 // those that were one too many
+}
+
+// counters may be called by anyone.
+func (t *udpFlows) counters() udpCounters {
+	return udpCounters{
+		Flows: t.open.Load(), Evicted: t.evicted.Load(), Refused: t.refused.Load(), Dropped: t.dropped.Load(),
+		Lost: t.lost.Load(), Errors: t.errorsSent.Load(), ErrorsHeld: t.errorsHeld.Load(),
 	}
 }
 
-// close ends all flows and returns when they have.
+// close ends all flows.
 func (t *udpFlows) close() {
-	t.mu.Lock()
-	t.closed = true
-	for _, f := range t.flows {
-		f.conn.Close()
+	for len(t.list) > 0 {
+		t.end(t.list[0])
 	}
-	t.mu.Unlock()
-	t.joined.Wait()
 }
 
-// handle takes a datagram from a container. False makes netstack answer that the port is unreachable. It is called by
-// the TUN's reader and does not wait for anything.
+// take takes a frame from the TUN if it is a datagram that needs nothing of netstack.
+func (t *udpFlows) take(f *frame) bool {
+	if t.frames++; t.frames >= framesPerGlance {
+		t.frames = 0
+		t.poller.glance()
+	}
+	var d datagram
+	switch d.decodeUDP(f) {
+	case good:
+		t.forward(&d)
+	case broken:
+		t.dropped.Add(1)
+	default:
+		return false
+	}
+	return true
+}
+
+// handle takes a datagram that netstack has put together from fragments.
 func (t *udpFlows) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	hdr := header.UDP(pkt.TransportHeader().Slice())
 	size := pkt.Data().Size()
 	lengthOK, sumOK := header.UDPValid(hdr, pkt.Data().Checksum, uint16(size), pkt.NetworkProtocolNumber,
 		id.RemoteAddress, id.LocalAddress, pkt.RXChecksumValidated)
 	if !lengthOK || !sumOK || id.LocalPort == 0 || id.RemotePort == 0 {
+		t.dropped.Add(1)
 		return true
 	}
-	f, ok := t.flow(id)
-	if f == nil {
-		return ok
+	payload, ok := pkt.Data().PullUp(int(hdr.Length()) - udpHdrLen)
+	if !ok {
+		return true
 	}
-	payload, ok := pkt.Data().PullUp(int(hdr.Length()) - header.UDPMinimumSize)
-	if ok {
-		f.send(payload)
+	d := datagram{
+		client:  netip.AddrPortFrom(toAddr(id.RemoteAddress), id.RemotePort),
+		dst:     netip.AddrPortFrom(toAddr(id.LocalAddress), id.LocalPort),
+		hops:    hopsOf(pkt),
+		header:  append(append([]byte(nil), pkt.NetworkHeader().Slice()...), hdr...),
+		payload: [2][]byte{payload, nil},
 	}
+	t.forward(&d)
 	return true
 }
 
-// flow finds the flow of id or makes it. When there is none, ok tells whether the datagram is dropped silently.
-func (t *udpFlows) flow(id stack.TransportEndpointID) (_ *udpFlow, ok bool) {
-	t.mu.Lock()
-	f := t.flows[id]
-	if f != nil {
-		t.clients[id.RemoteAddress].MoveToFront(f.place)
+// hopsOf is the TTL or hop limit of a packet.
+func hopsOf(pkt *stack.PacketBuffer) uint8 {
+	if pkt.NetworkProtocolNumber == header.IPv4ProtocolNumber {
+		return header.IPv4(pkt.NetworkHeader().Slice()).TTL()
 	}
-	closed := t.closed
-	t.mu.Unlock()
-	if f != nil || closed {
-		return f, true
+	return header.IPv6(pkt.NetworkHeader().Slice()).HopLimit()
+}
+
+// forward sends a datagram on its flow, which it makes if need be.
+func (t *udpFlows) forward(d *datagram) {
+	key := flowKey{d.client, d.dst}
+	f := t.flows[key]
+	if f == nil {
+		if f = t.admit(key, d); f == nil {
+			return
+		}
 	}
-	addr, ok := t.cfg.Resolve(toAddr(id.LocalAddress))
+	f.last = time.Now()
+	if t.burst.add(f, d) {
+		return
+	}
+	t.burst.flush()
+	// Only what has company waits for more.
+	if !t.busy || !t.burst.add(f, d) {
+		f.send(d)
+	}
+	t.busy = true
+}
+
+// pause is called when the TUN has nothing more to read for now.
+func (t *udpFlows) pause() {
+	t.burst.flush()
+	t.busy = false
+}
+
+// admit opens a flow for d. When that cannot be, it tells the container why and returns nil.
+func (t *udpFlows) admit(key flowKey, d *datagram) *udpFlow {
+	v4 := key.dst.Addr().Is4()
+	host, ok := t.cfg.Resolve(key.dst.Addr())
 	if !ok {
-		return nil, false
+		t.refused.Add(1)
+		t.reject(prohibited(v4), d)
+		return nil
 	}
-	f, err := t.open(id, netip.AddrPortFrom(addr, id.LocalPort))
+	f, err := t.dial(key, netip.AddrPortFrom(host, key.dst.Port()))
 	if err != nil {
-		t.cfg.Log.Debug("open a UDP flow", "client", toAddr(id.RemoteAddress), "err", err)
-		// "No route" and the like are answers; that we have no descriptors left is not.
-		return nil, errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+		t.refused.Add(1)
+		t.cfg.Log.Debug("open a UDP flow", "client", key.client.Addr(), "err", err)
+		// That we have no descriptors or memory left is no answer. "No route" is, but a program whose socket is
+		// connected would not be told: the kernel takes it for something that may pass.
+		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EINVAL) {
+			t.reject(portUnreachable(v4), d)
+		}
+		return nil
 	}
 	t.add(f)
-	return f, true
+	return f
 }
 
-// open makes a flow's socket.
-func (t *udpFlows) open(id stack.TransportEndpointID, dst netip.AddrPort) (*udpFlow, error) {
-	f := &udpFlow{table: t, id: id, idle: t.idle}
-	if id.LocalPort == dnsPort {
-		f.idle = t.idleDNS
-	}
-	var err error
-	dialer := net.Dialer{Control: noBroadcast}
-	if f.conn, err = dialer.DialUDP(context.Background(), "udp", netip.AddrPort{}, dst); err != nil {
-		return nil, err
-	}
-	if f.raw, err = f.conn.SyscallConn(); err != nil {
-		f.conn.Close()
-		return nil, err
-	}
-	route, terr := t.stack.FindRoute(nicID, id.LocalAddress, id.RemoteAddress, protocolOf(id.LocalAddress), false)
-	if terr != nil {
-		f.conn.Close()
-		return nil, fmt.Errorf("route: %s", terr)
-	}
-	f.route = route
-	f.sendFn = f.write
-	f.last.Store(time.Now().UnixNano())
-	return f, nil
+// reject answers a datagram with an ICMP error.
+func (t *udpFlows) reject(e icmpError, d *datagram) {
+	t.report(e, d.client.Addr(), d.dst.Addr(), d.header, d.payload[0])
 }
 
-// noBroadcast takes back what package net allows every UDP socket: to connect to a broadcast address of the host's
-// network, which is not the container's.
-func noBroadcast(_, _ string, raw syscall.RawConn) error {
-	var serr error
-	err := raw.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0) })
-	return errors.Join(err, os.NewSyscallError("setsockopt", serr))
-}
-
-// add puts f into the table, makes room for it if need be, and starts its receiver.
+// add puts f into the table and makes room for it if need be.
 func (t *udpFlows) add(f *udpFlow) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	mine := t.clients[f.id.RemoteAddress]
-	if mine == nil {
-		mine = list.New()
-		t.clients[f.id.RemoteAddress] = mine
+	addr := f.key.client.Addr()
+	c := t.clients[addr]
+	if c == nil {
+		c = &udpClient{}
+		t.clients[addr] = c
 	}
-	if mine.Len() >= t.each {
-		t.evictLocked(mine)
-	} else if len(t.flows) >= t.total {
-		t.evictLocked(t.largestLocked())
+	if len(c.flows) >= t.each {
+		t.evict(c)
+	} else if len(t.list) >= t.total {
+		t.evict(t.greediest())
 	}
-	f.place = mine.PushFront(f)
-	t.flows[f.id] = f
-	t.joined.Go(f.receive)
+	f.client = c
+	f.inClient, c.flows = len(c.flows), append(c.flows, f)
+	f.inList, t.list = len(t.list), append(t.list, f)
+	t.flows[f.key] = f
+	t.clients[addr] = c // it may have gone when its only flow made room
+	t.open.Add(1)
 }
 
-// largestLocked is the list of the client with the most flows.
-func (t *udpFlows) largestLocked() *list.List {
-	var most *list.List
-	for _, l := range t.clients {
-		if most == nil || l.Len() > most.Len() {
-			most = l
+// greediest is the client with the most flows, or nearly: of some flows, the owner that has the most.
+func (t *udpFlows) greediest() *udpClient {
+	var most *udpClient
+	for range evictionSample {
+		if c := t.list[rand.IntN(len(t.list))].client; most == nil || len(c.flows) > len(most.flows) {
+			most = c
 		}
 	}
 	return most
 }
 
-// evictLocked ends the flow of flows that has not sent for longest.
-func (t *udpFlows) evictLocked(flows *list.List) {
-	f := flows.Back().Value.(*udpFlow)
-	t.removeLocked(f)
-	f.conn.Close() // its receiver ends
+// evict ends a flow of c that has been idle for long: of some, the one that was for longest.
+func (t *udpFlows) evict(c *udpClient) {
+	var oldest *udpFlow
+	for i := range min(evictionSample, len(c.flows)) {
+		if len(c.flows) > evictionSample {
+			i = rand.IntN(len(c.flows))
+		}
+		if f := c.flows[i]; oldest == nil || f.last.Before(oldest.last) {
+			oldest = f
+		}
+	}
+	t.evicted.Add(1)
+	t.end(oldest)
 }
 
-func (t *udpFlows) removeLocked(f *udpFlow) {
-	if t.flows[f.id] != f {
+// end closes a flow and forgets it.
+func (t *udpFlows) end(f *udpFlow) {
+	if t.burst.flow == f {
+		t.burst.flush()
+	}
+	unix.Close(f.fd)
+	t.poller.remove(f.place)
+	delete(t.flows, f.key)
+	last := t.list[len(t.list)-1]
+	t.list[f.inList], last.inList = last, f.inList
+	t.list = t.list[:len(t.list)-1]
+	c := f.client
+	last = c.flows[len(c.flows)-1]
+	c.flows[f.inClient], last.inClient = last, f.inClient
+	if c.flows = c.flows[:len(c.flows)-1]; len(c.flows) == 0 {
+		delete(t.clients, f.key.client.Addr())
+	}
+	t.open.Add(-1)
+}
+
+// expire ends the flows that have been idle for long enough, and returns when to look again.
+func (t *udpFlows) expire(now time.Time) time.Duration {
+	next := never
+	for i := len(t.list) - 1; i >= 0; i-- { // end puts the last in the place of the one that goes
+		f := t.list[i]
+		left := t.patience(f) - now.Sub(f.last)
+		if left <= 0 {
+			t.end(f)
+			continue
+		}
+		next = min(next, left)
+	}
+	// Not for each of thousands by itself.
+	return max(next, min(t.idle, t.idleDNS)/20)
+}
+
+// patience is how long f may be idle.
+func (t *udpFlows) patience(f *udpFlow) time.Duration {
+	patience := t.idle
+	if f.key.dst.Port() == dnsPort {
+		patience = t.idleDNS
+	}
+	if !f.answered {
+		patience = min(patience, t.oneWay)
+	}
+	return patience
+}
+
+// deliverCut sends a datagram that is longer than the MTU to a container, in fragments, which netstack makes.
+func (t *udpFlows) deliverCut(f *udpFlow, payload []byte) {
+	src, dst := tcpip.AddrFromSlice(f.key.dst.Addr().AsSlice()), tcpip.AddrFromSlice(f.key.client.Addr().AsSlice())
+	route, err := t.stack.FindRoute(nicID, src, dst, protocolOf(dst), false)
+	if err != nil {
+		t.lost.Add(1)
 		return
 	}
-	delete(t.flows, f.id)
-	mine := t.clients[f.id.RemoteAddress]
-	mine.Remove(f.place)
-	if mine.Len() == 0 {
-		delete(t.clients, f.id.RemoteAddress)
-	}
-}
-
-// send sends a datagram to the host's side. It does not wait: a full socket buffer loses datagrams, as a full queue
-// does on any path.
-func (f *udpFlow) send(b []byte) {
-	f.last.Store(time.Now().UnixNano())
-	f.out = b
-	for range 2 {
-		if f.raw.Write(f.sendFn) != nil || f.sendErr == nil {
-			break
-		}
-		// The error belongs to an earlier datagram, and this one has not been sent.
-		if f.sendErr != unix.ECONNREFUSED {
-			break
-		}
-		f.refuse()
-	}
-	f.out = nil
-}
-
-func (f *udpFlow) write(fd uintptr) bool {
-	_, f.sendErr = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), f.out) })
-	return true
-}
-
-var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
-
-// receive carries what the host's side sends to the container, until the flow is idle or closed.
-func (f *udpFlow) receive() {
-	defer f.end()
-	var rerr error
-	take := func(fd uintptr) bool {
-		b := datagrams.Get().(*[maxDatagram]byte) // not held while waiting
-		defer datagrams.Put(b)
-		var n int
-		n, rerr = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), b[:]) })
-		if rerr == nil {
-			f.last.Store(time.Now().UnixNano())
-			f.deliver(b[:n])
-		}
-		return rerr != unix.EAGAIN
-	}
-	f.conn.SetReadDeadline(time.Now().Add(f.idle))
-	for {
-		err := f.raw.Read(take)
-		switch {
-		case err == nil && rerr == nil:
-		case err == nil && rerr == unix.ECONNREFUSED:
-			f.refuse()
-		case err == nil:
-			return
-		case !errors.Is(err, os.ErrDeadlineExceeded):
-			return
-		default:
-			until := time.Unix(0, f.last.Load()).Add(f.idle)
-			if !time.Now().Before(until) {
-				return
-			}
-			f.conn.SetReadDeadline(until)
-		}
-	}
-}
-
-// end takes the flow out of the table and closes it.
-func (f *udpFlow) end() {
-	f.table.mu.Lock()
-	f.table.removeLocked(f)
-	f.table.mu.Unlock()
-	f.conn.Close()
-	f.route.Release()
-}
-
-// deliver sends a datagram to the container.
-func (f *udpFlow) deliver(payload []byte) {
+	defer route.Release()
 	v := buffer.NewView(len(payload))
 	v.Write(payload)
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-		ReserveHeaderBytes: header.UDPMinimumSize + int(f.route.MaxHeaderLength()),
+		ReserveHeaderBytes: udpHdrLen + int(route.MaxHeaderLength()),
 		Payload:            buffer.MakeWithView(v),
 	})
 	defer pkt.DecRef()
-	hdr := header.UDP(pkt.TransportHeader().Push(header.UDPMinimumSize))
+	hdr := header.UDP(pkt.TransportHeader().Push(udpHdrLen))
 	pkt.TransportProtocolNumber = udp.ProtocolNumber
 	length := uint16(pkt.Size())
-	hdr.Encode(&header.UDPFields{SrcPort: f.id.LocalPort, DstPort: f.id.RemotePort, Length: length})
-	sum := checksum.Combine(f.route.PseudoHeaderChecksum(udp.ProtocolNumber, length), pkt.Data().Checksum())
+	hdr.Encode(&header.UDPFields{SrcPort: f.key.dst.Port(), DstPort: f.key.client.Port(), Length: length})
+	sum := checksum.Combine(route.PseudoHeaderChecksum(udp.ProtocolNumber, length), pkt.Data().Checksum())
 	if sum = ^hdr.CalculateChecksum(sum); sum == 0 {
 		sum = 0xffff // zero says that there is none (RFC 768)
 	}
 	hdr.SetChecksum(sum)
-	f.route.WritePacket(stack.NetworkHeaderParams{Protocol: udp.ProtocolNumber, TTL: f.route.DefaultTTL()}, pkt)
-}
-
-// refuse tells the container that the port is unreachable, as the host was told.
-func (f *udpFlow) refuse() {
-	quote := make([]byte, header.UDPMinimumSize)
-	header.UDP(quote).Encode(&header.UDPFields{SrcPort: f.id.RemotePort, DstPort: f.id.LocalPort, Length: header.UDPMinimumSize})
-	sendPortUnreachable(f.route, quote)
+	route.WritePacket(stack.NetworkHeaderParams{Protocol: udp.ProtocolNumber, TTL: hopsOut}, pkt)
 }

@@ -103,13 +103,17 @@ func TestUDPManyFlows(t *testing.T) {
 // Whoever sends to a closed port learns it, also after datagrams that went well.
 func TestUDPRefused(t *testing.T) {
 	b := newBed(t, usual)
-	for name, to := range map[string]netip.AddrPort{
-		"nobody listens":          netip.AddrPortFrom(host4.Addr(), 9),
-		"nobody listens, IPv6":    netip.AddrPortFrom(host6.Addr(), 9),
-		"refused by the resolver": netip.AddrPortFrom(forbidden4, 53),
-		"host has no route":       netip.MustParseAddrPort("192.0.2.1:53"),
-		"the host's broadcast":    netip.MustParseAddrPort("10.200.9.255:9"),
+	for name, c := range map[string]struct {
+		to   netip.AddrPort
+		want syscall.Errno
+	}{
+		"nobody listens":          {netip.AddrPortFrom(host4.Addr(), 9), syscall.ECONNREFUSED},
+		"nobody listens, IPv6":    {netip.AddrPortFrom(host6.Addr(), 9), syscall.ECONNREFUSED},
+		"refused by the resolver": {netip.AddrPortFrom(forbidden4, 53), syscall.EHOSTUNREACH}, // administratively prohibited
+		"host has no route":       {netip.MustParseAddrPort("192.0.2.1:53"), syscall.ECONNREFUSED},
+		"the host's broadcast":    {netip.MustParseAddrPort("10.200.9.255:9"), syscall.ECONNREFUSED},
 	} {
+		to, want := c.to, c.want
 		t.Run(name, func(t *testing.T) {
 			c := b.mustDial(t, "udp", to)
 			for range 2 {
@@ -117,22 +121,12 @@ func TestUDPRefused(t *testing.T) {
 				if _, err := c.Write([]byte("anybody?")); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
-					t.Errorf("read: %v, want ECONNREFUSED", err)
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, want) {
+					t.Errorf("read: %v, want %v", err, want)
 				}
 			}
 		})
 	}
-}
-
-// flowCount is the number of flows.
-func (s *testStack) flowCount() int {
-	s.flows.mu.Lock()
-	defer s.flows.mu.Unlock()
-	if len(s.flows.flows) == 0 && len(s.flows.clients) > 0 {
-		panic("clients without flows")
-	}
-	return len(s.flows.flows)
 }
 
 // A flow that is idle goes; one that is used, in either direction, stays.
@@ -145,20 +139,43 @@ func TestUDPIdle(t *testing.T) {
 	for i := range 4 {
 		s.send(t, udpPacket(guest4.Addr(), 1000, to, []byte{byte(i)}))
 		s.expect(t, udp.ProtocolNumber)
-		if n := s.flowCount(); n != 1 {
+		if n := s.flows.open.Load(); n != 1 {
 			t.Fatalf("%d flows for one exchange", n)
 		}
 		time.Sleep(100 * time.Millisecond) // two of them are the idle time; a flow that is used must outlive it
 	}
 	s.send(t, udpPacket(guest4.Addr(), 1000, netip.AddrPortFrom(host4.Addr(), dnsPort), []byte("query")))
-	eventually(t, "idle flows are gone", func() bool { return s.flowCount() == 0 })
+	eventually(t, "idle flows are gone", func() bool { return s.flows.open.Load() == 0 })
+}
+
+// A flow that nobody ever answers goes before one that is silent for a while.
+func TestUDPOneWayIdle(t *testing.T) {
+	s := newTestStack(t)
+	s.flows.oneWay = 20 * time.Millisecond
+	s.flows.idleDNS = 20 * time.Millisecond // or nobody looks for long
+	stop := s.start(t)
+	silent, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host4.Addr(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	to := listenUDP(t, host4.Addr())
+	s.send(t, udpPacket(guest4.Addr(), 1000, to, nil))
+	s.expect(t, udp.ProtocolNumber)
+	s.send(t, udpPacket(guest4.Addr(), 1001, silent.LocalAddr().(*net.UDPAddr).AddrPort(), nil))
+	eventually(t, "the flow is there", func() bool { return s.flows.open.Load() == 2 })
+	eventually(t, "the flow without answers is gone", func() bool { return s.flows.open.Load() == 1 })
+	stop()
+	if s.flows.flows[flowKey{netip.AddrPortFrom(guest4.Addr(), 1000), to}] == nil {
+		t.Error("the flow with answers went as well")
+	}
 }
 
 // One container cannot take the place of others, and the flow that has been silent for longest goes first.
 func TestUDPLimits(t *testing.T) {
 	s := newTestStack(t)
 	s.flows.each, s.flows.total = 3, 4
-	s.start(t)
+	stop := s.start(t)
 	to := listenUDP(t, host4.Addr())
 	other := guest4.Addr().Next()
 	s.send(t, udpPacket(other, 1, to, nil))
@@ -169,23 +186,22 @@ func TestUDPLimits(t *testing.T) {
 		s.send(t, udpPacket(guest4.Addr(), 1, to, nil)) // stays in use
 		s.expect(t, udp.ProtocolNumber)
 	}
-	var ports []uint16
-	s.flows.mu.Lock()
-	for id := range s.flows.flows {
-		if toAddr(id.RemoteAddress) == guest4.Addr() {
-			ports = append(ports, id.RemotePort)
-		}
+	// The table is full: a third container takes a place of the one that has most.
+	third := other.Next()
+	s.send(t, udpPacket(third, 1, to, nil))
+	s.expect(t, udp.ProtocolNumber)
+	stop()
+	got := map[netip.Addr]int{}
+	for addr, c := range s.flows.clients {
+		got[addr] = len(c.flows)
 	}
-	others := s.flows.clients[toTCPIP(other)].Len()
-	s.flows.mu.Unlock()
-	if len(ports) != 3 || others != 1 {
-		t.Errorf("flows of the busy container: %v, of the other one: %d; want 3 and 1", ports, others)
+	if len(got) != 3 || got[guest4.Addr()] != 2 || got[other] != 1 || got[third] != 1 {
+		t.Errorf("flows: %v; want 2 of the busy container and 1 of each other", got)
 	}
-	kept := false
-	for _, p := range ports {
-		kept = kept || p == 1
+	if s.flows.flows[flowKey{netip.AddrPortFrom(guest4.Addr(), 1), to}] == nil {
+		t.Error("the flow that is in use went")
 	}
-	if !kept {
-		t.Errorf("the flow that is in use went: %v are left", ports)
+	if n := s.flows.evicted.Load(); n != 8 {
+		t.Errorf("%d evictions counted, want 8", n)
 	}
 }

@@ -1,0 +1,98 @@
+package usermode
+
+import (
+	"encoding/binary"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// What one sendmsg(2) with UDP_SEGMENT may carry: udp(7), UDP_MAX_SEGMENTS in linux/udp.h.
+const (
+	maxSegments   = 64
+	maxBurst      = maxDatagram - ipv4HdrLen - udpHdrLen // bytes
+	segmentOption = 0x67                                 // UDP_SEGMENT, of level IPPROTO_UDP
+)
+
+// burst collects datagrams of one flow that came one after the other, until the TUN has no more: the kernel takes them
+// all at once then, and cuts them at the end of their way through it.
+type burst struct {
+	flow  *udpFlow // nil: there are none
+	hops  uint8
+	whole bool
+	size  int // bytes of each; the last may be shorter, and ends the burst
+	n     int
+	ended bool
+	data  []byte
+
+	control [unix.SizeofCmsghdr + 8]byte
+	iovec   unix.Iovec
+	msg     unix.Msghdr
+}
+
+// add takes d, of flow f, unless it does not fit what is there.
+func (b *burst) add(f *udpFlow, d *datagram) bool {
+	size := d.size()
+	if b.flow == nil {
+		if f.single || size == 0 || size > maxBurst {
+			return false
+		}
+		if b.data == nil {
+			b.data = make([]byte, 0, maxBurst)
+		}
+		b.flow, b.hops, b.whole, b.size, b.n, b.ended, b.data = f, d.hops, d.whole, size, 0, false, b.data[:0]
+	} else if b.flow != f || b.ended || b.hops != d.hops || b.whole != d.whole || size == 0 || size > b.size ||
+		b.n == maxSegments || len(b.data)+size > maxBurst {
+		return false
+	}
+	b.n++
+	b.ended = size < b.size
+	b.data = append(append(b.data, d.payload[0]...), d.payload[1]...)
+	return true
+}
+
+// flush sends what has been collected.
+func (b *burst) flush() {
+	f := b.flow
+	if f == nil {
+		return
+	}
+	b.flow = nil
+	if b.n > 1 {
+		f.path.set(f.fd, f.key.dst.Addr().Is4(), b.hops, b.whole)
+		switch err := b.send(f.fd); err {
+		case 0:
+			return
+		case unix.EAGAIN, unix.ENOBUFS:
+			f.table.dropped.Add(uint64(b.n))
+			return
+		case unix.EINVAL, unix.EIO:
+			// Longer than the way to the destination is wide, or not to be had for it, or in this kernel.
+			f.single = true
+		}
+	}
+	for data := b.data; len(data) > 0; {
+		one := data[:min(b.size, len(data))]
+		data = data[len(one):]
+		f.sendAgain(one, b.hops, b.whole)
+	}
+}
+
+// send is sendmsg(2) with UDP_SEGMENT, and without the allocations of package unix.
+func (b *burst) send(fd int) unix.Errno {
+	c := (*unix.Cmsghdr)(unsafe.Pointer(&b.control))
+	c.Level, c.Type = unix.IPPROTO_UDP, segmentOption
+	c.SetLen(unix.CmsgLen(2))
+	binary.NativeEndian.PutUint16(b.control[unix.CmsgLen(0):], uint16(b.size))
+	b.iovec.Base = &b.data[0]
+	b.iovec.SetLen(len(b.data))
+	b.msg = unix.Msghdr{Iov: &b.iovec, Control: &b.control[0]}
+	b.msg.SetIovlen(1)
+	b.msg.SetControllen(unix.CmsgSpace(2))
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.msg)), unix.MSG_DONTWAIT)
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package usermode
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nettest"
+)
+
+// The world beyond the pretend host: a router, and behind a narrow link, a far host.
+var (
+	near4, near6     = netip.MustParsePrefix("10.200.11.1/24"), netip.MustParsePrefix("fd00:200:11::1/64") // the host
+	router4, router6 = netip.MustParsePrefix("10.200.11.2/24"), netip.MustParsePrefix("fd00:200:11::2/64")
+	inner4, inner6   = netip.MustParsePrefix("10.200.12.1/24"), netip.MustParsePrefix("fd00:200:12::1/64") // the router again
+	far4, far6       = netip.MustParsePrefix("10.200.12.2/24"), netip.MustParsePrefix("fd00:200:12::2/64")
+	closed4, closed6 = netip.MustParsePrefix("10.200.13.0/24"), netip.MustParsePrefix("fd00:200:13::/64") // prohibited
+)
+
+const narrow = 1400 // bytes, the MTU of the link to the far host
+
+// addWorld makes the router and the far host.
+func addWorld(t *testing.T) (far *netns.NS) {
+	t.Helper()
+	router, far := nettest.NewNS(t), nettest.NewNS(t)
+	free := []sysctl{ // as many errors as there are reasons for
+		{"net/ipv4/icmp_ratemask", "0", false}, {"net/ipv6/icmp/ratelimit", "0", false},
+	}
+	forward := []sysctl{{"net/ipv4/ip_forward", "1", false}, {"net/ipv6/conf/all/forwarding", "1", false}}
+	if err := router.Do(func() error { return setSysctls(append(forward, free...)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := far.Do(func() error { return setSysctls(free) }); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Veth(t, "near", near4, router, "outer", router4)
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	nettestAddr(t, "near", near6)
+	nettest.Handle(t, router, func(h *netlink.Handle) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "inner"
+		attrs.MTU = narrow
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(far.Fd()), PeerMTU: narrow}
+		if err := h.LinkAdd(veth); err != nil {
+			return fmt.Errorf("add veth: %w", err)
+		}
+		for link, a := range map[string]netip.Prefix{"outer": router6, "inner": inner4} {
+			if err := nettest.Addr(h, link, a); err != nil {
+				return err
+			}
+		}
+		for _, p := range []netip.Prefix{closed4, closed6} {
+			if err := h.RouteAdd(&netlink.Route{Dst: ipNet(p), Type: unix.RTN_PROHIBIT}); err != nil {
+				return fmt.Errorf("add prohibited route: %w", err)
+			}
+		}
+		return nettest.Addr(h, "inner", inner6)
+	})
+	nettest.Handle(t, far, func(h *netlink.Handle) error {
+		for _, a := range []netip.Prefix{far4, far6} {
+			if err := nettest.Addr(h, "eth0", a); err != nil {
+				return err
+			}
+			awaitLocal(t, h, a.Addr())
+		}
+		return addRoutes(h, inner4.Addr(), inner6.Addr(), near4.Masked(), near6.Masked())
+	})
+	awaitUp(t, router, "outer")
+	awaitUp(t, router, "inner")
+	if err := addRoutes(here, router4.Addr(), router6.Addr(), far4.Masked(), far6.Masked()); err != nil {
+		t.Fatal(err)
+	}
+	if err := addRoutes(here, router4.Addr(), router6.Addr(), closed4, closed6); err != nil {
+		t.Fatal(err)
+	}
+	return far
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func addRoutes(h *netlink.Handle, via4, via6 netip.Addr, to4, to6 netip.Prefix) error {
+	for via, to := range map[netip.Addr]netip.Prefix{via4: to4, via6: to6} {
+		if err := h.RouteAdd(&netlink.Route{Dst: ipNet(to), Gw: via.AsSlice()}); err != nil {
+			return fmt.Errorf("add route %s via %s: %w", to, via, err)
+		}
+	}
+	return nil
+}
+
+// prober is a socket in a container whose errors can be read.
+type prober struct {
+	fd int
+	v4 bool
+}
+
+// newProber makes a UDP or ICMP socket that is connected to the address, with the TTL and with or without DF.
+func newProber(t *testing.T, ns *netns.NS, kind, proto int, to netip.AddrPort, hops int, whole bool) *prober {
+	t.Helper()
+	p := &prober{fd: -1, v4: to.Addr().Is4()}
+	err := ns.Do(func() (err error) {
+		family, level, ttl, discover := unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MTU_DISCOVER
+		var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+		if p.v4 {
+			family, level, ttl, discover = unix.AF_INET, unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MTU_DISCOVER
+			sa = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+		}
+		if p.fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, proto); err != nil {
+			return err
+		}
+		value := unix.IP_PMTUDISC_DONT
+		if whole {
+			value = unix.IP_PMTUDISC_PROBE // DF, whatever the container's kernel has learnt before
+		}
+		if err := unix.SetsockoptInt(p.fd, level, ttl, hops); err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(p.fd, level, discover, value); err != nil {
+			return err
+		}
+		if err := askForErrors(p.fd, p.v4); err != nil {
+			return err
+		}
+		return unix.Connect(p.fd, sa)
+	})
+	t.Cleanup(func() { unix.Close(p.fd) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// next waits for an error.
+func (p *prober) next(t *testing.T) icmpError {
+	t.Helper()
+	var q errorQueue
+	var e hostError
+	eventually(t, "an ICMP error", func() (more bool) {
+		e, _, _, more = q.read(p.fd)
+		return more
+	})
+	return e.icmp
+}
+
+func unreachable(v4 bool, code4 header.ICMPv4Code, code6 header.ICMPv6Code) icmpError {
+	if v4 {
+		return icmpError{kind: uint8(header.ICMPv4DstUnreachable), code: uint8(code4)}
+	}
+	return icmpError{kind: uint8(header.ICMPv6DstUnreachable), code: uint8(code6)}
+}
+
+func timeExceeded(v4 bool) icmpError {
+	if v4 {
+		return icmpError{kind: uint8(header.ICMPv4TimeExceeded)}
+	}
+	return icmpError{kind: uint8(header.ICMPv6TimeExceeded)}
+}
+
+// What routers and the destination have to say about a container's packets reaches the container, from them.
+func TestErrorsComeBack(t *testing.T) {
+	b := newBed(t, usual)
+	addWorld(t)
+	type test struct {
+		name  string
+		to    netip.Addr
+		hops  int
+		size  int
+		times int // 2: the second one meets what the host's kernel has learnt
+		want  icmpError
+	}
+	for _, v4 := range []bool{true, false} {
+		far, closed, router := far6.Addr(), closed6.Addr().Next(), router6.Addr()
+		if v4 {
+			far, closed, router = far4.Addr(), closed4.Addr().Next(), router4.Addr()
+		}
+		from := func(a netip.Addr, e icmpError) icmpError { e.from = a; return e }
+		both := []test{
+			{"time exceeded", far, 1, 8, 2, from(router, timeExceeded(v4))},
+			{"prohibited", closed, 64, 8, 1, from(router, unreachable(v4, header.ICMPv4AdminProhibited, header.ICMPv6Prohibited))},
+			{"too big", far, 64, narrow, 2, tooBig(v4, narrow)},
+		}
+		udp := append(both, test{"port unreachable", far, 2, 8, 2,
+			from(far, unreachable(v4, header.ICMPv4PortUnreachable, header.ICMPv6PortUnreachable))})
+		run := func(kind string, send func(t *testing.T, c test) *prober, tests []test) {
+			for _, c := range tests {
+				t.Run(fmt.Sprintf("%s/v4=%t/%s", kind, v4, c.name), func(t *testing.T) {
+					for i := range c.times {
+						got := send(t, c).next(t)
+						if !c.want.from.IsValid() {
+							got.from = c.want.from // the router, and then the host, in the destination's name
+						}
+						if got != c.want {
+							t.Errorf("packet %d: %+v, want %+v", i, got, c.want)
+						}
+					}
+				})
+			}
+		}
+		run("udp", func(t *testing.T, c test) *prober {
+			p := newProber(t, b.container, unix.SOCK_DGRAM, 0, netip.AddrPortFrom(c.to, 33434), c.hops, true)
+			if _, err := unix.Write(p.fd, make([]byte, c.size)); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}, udp)
+		run("echo", func(t *testing.T, c test) *prober {
+			proto, m := unix.IPPROTO_ICMPV6, make([]byte, icmpHdrLen+c.size)
+			m[0] = requestType(v4)
+			if v4 {
+				proto = unix.IPPROTO_ICMP
+				header.ICMPv4(m).SetChecksum(header.ICMPv4Checksum(m, 0))
+			}
+			p := newProber(t, b.container, unix.SOCK_RAW, proto, netip.AddrPortFrom(c.to, 0), c.hops, true)
+			if _, err := unix.Write(p.fd, m); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}, both)
+	}
+}
+
+// A datagram that may be cut arrives, however narrow the way.
+func TestDatagramsAreCutOnTheWay(t *testing.T) {
+	b := newBed(t, usual)
+	far := addWorld(t)
+	var to *net.UDPConn
+	err := far.Do(func() (err error) {
+		to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(far4.Addr(), 0)))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	at := to.LocalAddr().(*net.UDPAddr).AddrPort()
+	// One with DF first: the flow's socket must change its mind.
+	p := newProber(t, b.container, unix.SOCK_DGRAM, 0, at, 64, true)
+	for i, size := range []int{1, narrow, 4000} {
+		if i > 0 {
+			if err := unix.SetsockoptInt(p.fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := unix.Write(p.fd, make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		to.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if n, _, err := to.ReadFrom(make([]byte, maxDatagram)); n != size || err != nil {
+			t.Errorf("received %d bytes, %v, want %d", n, err, size)
+		}
+	}
+}
+
+// A container gets so many errors and no more, and others theirs.
+func TestErrorLimit(t *testing.T) {
+	var l errorLimit
+	now := time.Unix(1000, 0)
+	got := 0
+	for range 3 * errorBurst {
+		if l.take(guest4.Addr(), now) {
+			got++
+		}
+	}
+	if got != errorBurst {
+		t.Errorf("%d errors at once, want %d", got, errorBurst)
+	}
+	if !l.take(guest6.Addr(), now) {
+		t.Error("another container gets none")
+	}
+	if !l.take(guest4.Addr(), now.Add(time.Second)) {
+		t.Error("none after a second")
+	}
+	for a := netip.MustParseAddr("10.0.0.0"); a != netip.MustParseAddr("10.1.0.0"); a = a.Next() {
+		l.take(a, now)
+	}
+	if len(l.buckets) > maxBuckets {
+		t.Errorf("%d addresses remembered", len(l.buckets))
+	}
+}
