@@ -1,6 +1,7 @@
 package standalone
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -47,7 +48,7 @@ const (
 
 func (c Config) order(r role) order {
 	o := order{Role: r, Command: c.Command, Network: c.Network, Addr4: c.Addr4, Addr6: c.Addr6, Keep: c.Keep, UID: os.Geteuid(), GID: os.Getegid()}
-	for o.LogLevel = slog.LevelDebug; o.LogLevel < slog.LevelError && !c.Log.Enabled(nil, o.LogLevel); o.LogLevel += 4 {
+	for o.LogLevel = slog.LevelDebug; o.LogLevel < slog.LevelError && !c.Log.Enabled(context.Background(), o.LogLevel); o.LogLevel += 4 {
 	}
 	return o
 }
