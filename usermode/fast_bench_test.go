@@ -1,6 +1,7 @@
 package usermode
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -10,15 +11,15 @@ import (
 	"github.com/usernet/usernet/internal/nettest"
 )
 
-// newFastBed is newPathBed with a whole fabric, whose fast path takes netstack's place.
-func newFastBed(b testing.TB) *pathBed {
+// newFabricBed is newPathBed with a whole fabric, and its fast path if asked for.
+func newFabricBed(b testing.TB, fast bool) *pathBed {
 	p := &pathBed{far: nettest.NewNS(b)}
 	farHost, farDirect := netip.MustParsePrefix("10.200.20.2/24"), netip.MustParsePrefix("10.200.21.2/24")
 	nettest.Veth(b, "tofar", netip.MustParsePrefix("10.200.20.1/24"), p.far, "host", farHost)
 	cfg := testConfig(b.TempDir())
-	cfg.FastPath = true
+	cfg.FastPath = fast
 	g := openFabric(b, cfg)
-	if ok, err := g.FastPath(); !ok {
+	if ok, err := g.FastPath(); ok != fast {
 		b.Fatal(err)
 	}
 	addBridge(b, g)
@@ -33,22 +34,24 @@ func newFastBed(b testing.TB) *pathBed {
 	return p
 }
 
-// BenchmarkFastPath is BenchmarkPath with the fast path in netstack's place.
-func BenchmarkFastPath(b *testing.B) {
+// BenchmarkFabric is BenchmarkPath through a whole fabric, on both of its paths.
+func BenchmarkFabric(b *testing.B) {
 	const seconds = .4
 	for _, l := range pathLoads {
-		b.Run(l.name, func(b *testing.B) {
-			p := newFastBed(b)
-			var ours, theirs, ratios []float64
-			for b.Loop() {
-				t, _ := runAgent(b, p.container, "drive", p.veth, l.kind, seconds, l.streams)
-				o, _ := runAgent(b, p.container, "drive", p.netstack, l.kind, seconds, l.streams)
-				ours, theirs, ratios = append(ours, o), append(theirs, t), append(ratios, o/t)
-			}
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(median(ours), "ours")
-			b.ReportMetric(median(theirs), "veth")
-			b.ReportMetric(median(ratios), "ratio")
-		})
+		for _, fast := range []bool{true, false} {
+			b.Run(fmt.Sprintf("%s/fast=%t", l.name, fast), func(b *testing.B) {
+				p := newFabricBed(b, fast)
+				var ours, theirs, ratios []float64
+				for b.Loop() {
+					t, _ := runAgent(b, p.container, "drive", p.veth, l.kind, seconds, l.streams)
+					o, _ := runAgent(b, p.container, "drive", p.netstack, l.kind, seconds, l.streams)
+					ours, theirs, ratios = append(ours, o), append(theirs, t), append(ratios, o/t)
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(median(ours), "ours")
+				b.ReportMetric(median(theirs), "veth")
+				b.ReportMetric(median(ratios), "ratio")
+			})
+		}
 	}
 }

@@ -63,6 +63,11 @@ func newPathBed(b testing.TB, v variant) *pathBed {
 		b.Fatal(err)
 	}
 	runNetstack(b, s, tun)
+	for _, ns := range []*netns.NS{p.container, p.far, current(b)} {
+		if err := ns.Do(func() error { return setSysctls([]sysctl{{name: "net/ipv4/tcp_congestion_control", value: "reno"}}) }); err != nil {
+			b.Fatal(err)
+		}
+	}
 	p.netstack, p.veth = startServer(b, p.far, farHost.Addr()), startServer(b, p.far, farDirect.Addr())
 	return p
 }
@@ -195,4 +200,15 @@ func processorTime(t testing.TB) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// current is the namespace of the test.
+func current(t testing.TB) *netns.NS {
+	t.Helper()
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
 }
