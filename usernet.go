@@ -151,6 +151,7 @@ type Port struct {
 	HostPortEnd   uint16     // the last port of the range to choose the first free one from; 0 means HostPort
 	ContainerPort uint16
 	IPv4Only      bool // HostIP zero: only the host's IPv4 addresses, another network serves the IPv6 ones
+	Held          bool // whoever asks for it has bound the host port already: its clients are redirected to us
 }
 
 // String writes a port as the argument of docker run -p that asks for it: 127.0.0.1:8080:80/tcp.

@@ -72,32 +72,46 @@ func Options(raw map[string]string) (usernet.Options, error) { return OptionsOve
 // OptionsOver is Options with defaults for what raw does not give. A default that means nothing for the mode of the
 // network is left out.
 func OptionsOver(defaults, raw map[string]string) (usernet.Options, error) {
-	below, err := canonical(defaults)
-	if err != nil {
-		return usernet.Options{}, fmt.Errorf("default options: %w", err)
-	}
-	values, err := canonical(raw)
+	values, err := Merge(defaults, raw)
 	if err != nil {
 		return usernet.Options{}, err
 	}
 	o := usernet.Options{Mode: usernet.Usermode, ICC: true, Masquerade: true, FastPath: true}
-	if _, given := values["mode"]; !given && below["mode"] != "" {
-		values["mode"] = below["mode"]
-	}
 	if mode, given := values["mode"]; given {
 		if err := setMode(&o, mode); err != nil {
 			return usernet.Options{}, invalid("option mode=%.64s: %w", mode, err)
-		}
-	}
-	for name, value := range below {
-		if _, given := values[name]; !given && options[name].fits(o.Mode) {
-			values[name] = value
 		}
 	}
 	if err := apply(&o, values); err != nil {
 		return usernet.Options{}, err
 	}
 	return o, nil
+}
+
+// Merge returns the options by their short names, with those of defaults that raw does not give and that mean something
+// for its mode: what OptionsOver would obey.
+func Merge(defaults, raw map[string]string) (map[string]string, error) {
+	below, err := canonical(defaults)
+	if err != nil {
+		return nil, fmt.Errorf("default options: %w", err)
+	}
+	values, err := canonical(raw)
+	if err != nil {
+		return nil, err
+	}
+	if _, given := values["mode"]; !given && below["mode"] != "" {
+		values["mode"] = below["mode"]
+	}
+	mode := usernet.Mode(values["mode"])
+	if mode == "" {
+		mode = usernet.Usermode
+	}
+	for name, value := range below {
+		if _, given := values[name]; !given && options[name].fits(mode) {
+			values[name] = value
+		}
+	}
+	return values, nil
 }
 
 func apply(o *usernet.Options, values map[string]string) error {

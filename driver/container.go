@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/usernet/usernet"
@@ -20,6 +21,9 @@ import (
 // container is one endpoint's row: what was asked for and what it has. The network's lock guards it.
 type container struct {
 	usernet.Endpoint
+	owner      Container      // what the engine told of the container; zero for Docker, which tells nothing
+	more       []netip.Prefix // addresses beyond one of each family
+	routes     []Route        // that were asked for with it
 	joined     bool
 	sandboxKey string // path of the container's namespace; it need not exist when Join is called (Docker ≤ 27)
 	gateway    bool   // the engine published through this endpoint: the container's default route leads to us
@@ -70,10 +74,7 @@ func (d *Driver) CreateEndpoint(_ context.Context, want usernet.Endpoint) (_ use
 
 // address chooses what the engine left open and sees that nobody else has what it brought.
 func (n *network) address(c *container) error {
-	for _, a := range []*netip.Prefix{&c.Addr4, &c.Addr6} {
-		if !a.IsValid() {
-			continue
-		}
+	for _, a := range c.addresses() {
 		if s, ok := n.SubnetOf(a.Addr()); ok && s.Gateway == a.Addr() {
 			return fmt.Errorf("%w: address %s is the network's gateway", usernet.ErrInvalid, a.Addr())
 		}
@@ -132,11 +133,22 @@ func (n *network) alive(c *container) (bool, error) {
 
 func (n *network) holder(a netip.Addr) *container {
 	for _, c := range n.containers {
-		if c.Addr4.Addr() == a || c.Addr6.Addr() == a {
+		if slices.ContainsFunc(c.addresses(), func(p netip.Prefix) bool { return p.Addr() == a }) {
 			return c
 		}
 	}
 	return nil
+}
+
+// addresses are all that the endpoint has.
+func (c *container) addresses() []netip.Prefix {
+	var as []netip.Prefix
+	for _, a := range append([]netip.Prefix{c.Addr4, c.Addr6}, c.more...) {
+		if a.IsValid() {
+			as = append(as, a)
+		}
+	}
+	return as
 }
 
 // sandboxGone tells whether there is no namespace at the sandbox's path. Docker up to 20.10 unmounts it and leaves the

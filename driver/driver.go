@@ -19,6 +19,7 @@ import (
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/endpoint"
 	"github.com/usernet/usernet/internal/hostnet"
+	"github.com/usernet/usernet/internal/redirect"
 	"github.com/usernet/usernet/portmap"
 	"github.com/usernet/usernet/usermode"
 )
@@ -41,6 +42,9 @@ type Driver struct {
 	mapper *portmap.Mapper
 	host   *hostnet.Watcher
 	rules  rules
+
+	redirects redirect.Table // published ports that their askers hold
+	claims    claims
 
 	ctx  context.Context // what networks run under; done when the driver closes
 	stop context.CancelFunc
@@ -89,10 +93,22 @@ func (d *Driver) Run(ctx context.Context, recheck <-chan struct{}) error {
 				return nil
 			}
 			d.rules.check()
+			d.checkRedirects()
 			d.kickAll()
 		}
 	})
 	return g.Wait()
+}
+
+// checkRedirects repairs what others have done to our redirections.
+func (d *Driver) checkRedirects() {
+	repaired, err := d.redirects.Check()
+	switch {
+	case err != nil:
+		d.cfg.Log.Error("redirected ports are not checked", "error", err)
+	case repaired:
+		d.cfg.Log.Info("somebody changed the firewall; our redirections are back")
+	}
 }
 
 // kickAll asks every network to look after itself soon.
@@ -173,7 +189,7 @@ func (d *Driver) restore() error {
 	d.rules.held = true
 	for _, s := range saved {
 		n := d.newNetwork(s.network())
-		n.added = s.Added
+		n.added, n.name, n.transient = s.Added, s.Name, s.transient
 		if s.Creating {
 			n.end()
 			if err := n.discard(); err != nil {
@@ -189,6 +205,9 @@ func (d *Driver) restore() error {
 	}
 	if err := d.rules.resume(); err != nil {
 		d.cfg.Log.Error("firewall is not up to date", "error", err)
+	}
+	if err := d.redirects.Sweep(); err != nil {
+		d.cfg.Log.Debug("there is no looking for old redirections", "error", err)
 	}
 	pinned, err := usermode.Pinned(d.namespaceDir())
 	if err != nil {

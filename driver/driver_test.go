@@ -261,7 +261,7 @@ func TestHalfMadeThingsAreRemovedAtStart(t *testing.T) {
 			b.create(half)
 			ep := b.join(whole, 2)
 			// As if the process had died just before the records were completed.
-			saved := saveNetwork(half, nil)
+			saved := b.networks[half.ID].saved()
 			saved.Creating = true
 			if err := b.store.putNetwork(saved); err != nil {
 				t.Fatal(err)
@@ -293,7 +293,7 @@ func TestNamespaceOfNoNetworkIsRemovedAtStart(t *testing.T) {
 	b := newBench(t)
 	n := netOf(usernet.Usermode, 1)
 	b.create(n)
-	if err := b.store.deleteNetwork(n.ID); err != nil {
+	if err := b.store.deleteNetwork(b.networks[n.ID]); err != nil {
 		t.Fatal(err)
 	}
 	b.restart()

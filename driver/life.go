@@ -62,6 +62,7 @@ func (n *network) keep() {
 				n.revive()
 				n.sweepLocked()
 				n.retryPorts()
+				n.expireLocked()
 			}
 			n.mu.Unlock()
 		case <-n.ctx.Done():
@@ -135,12 +136,22 @@ func (n *network) takeDown() error {
 	return endpoint.Remove(n.segmentConfig())
 }
 
+// expireLocked removes a transient network that nobody is on.
+func (n *network) expireLocked() {
+	if !n.transient || len(n.containers) > 0 {
+		return
+	}
+	if err := n.removeLocked(); err != nil {
+		n.driver.cfg.Log.Warn("unused network is left", "network", shortID(n.ID), "error", err)
+	}
+}
+
 // discard removes a network whose creation was cut off: its record tells what may be there.
 func (n *network) discard() error {
 	if err := endpoint.Remove(n.segmentConfig()); err != nil {
 		return err
 	}
-	return n.driver.store.deleteNetwork(n.ID)
+	return n.driver.store.deleteNetwork(n)
 }
 
 // restore brings back a network of the store with its endpoints.
@@ -180,6 +191,7 @@ func (n *network) restore() error {
 	}
 	n.sweepLocked()
 	n.retryPorts()
+	n.kick() // if it is transient, it may have gone unused
 	return nil
 }
 

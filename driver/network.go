@@ -21,7 +21,9 @@ import (
 
 // network is one row of the table.
 type network struct {
-	usernet.Network // never changes once the network is in the table
+	usernet.Network        // never changes once the network is in the table
+	name            string // the engine's, if it told
+	transient       bool   // goes with its last endpoint; every Attach brings the whole description
 	driver          *Driver
 	kicks           chan struct{} // asks keep for a round; one may wait
 	ctx             context.Context
@@ -44,49 +46,61 @@ func (d *Driver) newNetwork(want usernet.Network) *network {
 }
 
 // CreateNetwork makes a network. Asked again for the same one, it does nothing.
-func (d *Driver) CreateNetwork(_ context.Context, want usernet.Network) (err error) {
-	if err := config.Network(want); err != nil {
-		return err
-	}
-	routes, err := routedPrefixes()
-	if err != nil {
-		return err
-	}
+func (d *Driver) CreateNetwork(_ context.Context, want usernet.Network) error {
 	n := d.newNetwork(want)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	old, err := d.insert(n, routes)
+	old, err := d.create(n)
 	if err != nil {
 		return err
 	}
 	if old != nil {
 		return d.sameNetwork(want)
 	}
+	n.mu.Unlock()
+	return nil
+}
+
+// create makes a network and returns with its lock held. If there is one with its ID, it does nothing and returns it,
+// unlocked.
+func (d *Driver) create(n *network) (old *network, err error) {
+	if err := config.Network(n.Network); err != nil {
+		return nil, err
+	}
+	routes, err := routedPrefixes()
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	if old, err = d.insert(n, routes); err != nil || old != nil {
+		n.mu.Unlock()
+		n.end()
+		return old, err
+	}
 	var steps undo.List
 	defer func() {
 		if err != nil {
 			n.bury()
 			err = errors.Join(err, steps.Close())
+			n.mu.Unlock()
 		}
 	}()
-	saved := saveNetwork(n.Network, nil)
+	saved := n.saved()
 	saved.Creating = true
 	if err := d.store.putNetwork(saved); err != nil {
-		return err
+		return nil, err
 	}
-	steps.Push(func() error { return d.store.deleteNetwork(n.ID) })
+	steps.Push(func() error { return d.store.deleteNetwork(n) })
 	steps.Push(n.takeDown)
 	if err := n.open(); err != nil {
-		return fmt.Errorf("network %.12s: %w", n.ID, err)
+		return nil, fmt.Errorf("network %.12s: %w", n.ID, err)
 	}
 	if err := n.applyRules(); err != nil {
-		return fmt.Errorf("network %.12s: %w", n.ID, err)
+		return nil, fmt.Errorf("network %.12s: %w", n.ID, err)
 	}
-	if err := d.store.putNetwork(saveNetwork(n.Network, n.added)); err != nil {
-		return err
+	if err := d.store.putNetwork(n.saved()); err != nil {
+		return nil, err
 	}
 	d.keepers.Go(n.keep)
-	return nil
+	return nil, nil
 }
 
 // insert puts n in the table, or returns the network that has its ID already. A subnet chosen for it avoids routed.
@@ -178,13 +192,18 @@ func (d *Driver) sameNetwork(want usernet.Network) error {
 		return err
 	}
 	defer n.mu.Unlock()
-	if len(want.Subnets) == 0 {
-		want.Subnets = n.Subnets
-	}
-	if !reflect.DeepEqual(n.Network, want) {
+	if !n.is(want) {
 		return fmt.Errorf("network %.12s: %w with other settings", want.ID, usernet.ErrExists)
 	}
 	return nil
+}
+
+// is tells whether the network is what is wanted.
+func (n *network) is(want usernet.Network) bool {
+	if len(want.Subnets) == 0 {
+		want.Subnets = n.Subnets
+	}
+	return reflect.DeepEqual(n.Network, want)
 }
 
 // bury takes the network off the table; whoever waits for its lock finds it dead.
@@ -217,15 +236,20 @@ func (d *Driver) DeleteNetwork(_ context.Context, id string) error {
 			return fmt.Errorf("%w: network %.12s has active endpoints: %.12s", usernet.ErrInvalid, id, c.ID)
 		}
 	}
+	return n.removeLocked()
+}
+
+// removeLocked takes the network away with what is on it.
+func (n *network) removeLocked() error {
 	for _, c := range n.containers {
 		if err := n.removeContainer(c); err != nil {
 			return err
 		}
 	}
 	if err := n.takeDown(); err != nil {
-		return fmt.Errorf("network %.12s: %w", id, err)
+		return fmt.Errorf("network %.12s: %w", n.ID, err)
 	}
-	if err := d.store.deleteNetwork(id); err != nil {
+	if err := n.driver.store.deleteNetwork(n); err != nil {
 		return err
 	}
 	n.bury()

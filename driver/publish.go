@@ -250,25 +250,38 @@ func (c *container) closeForwards() error {
 // later those that somebody else had taken in between.
 func (n *network) retryPorts() {
 	for _, c := range n.containers {
-		changed := false
+		var back []*published
 		for _, p := range c.ports {
 			if p.forward != nil || n.segment == nil {
 				continue
 			}
-			err := n.listen(c, p)
-			if err != nil && p.err == nil && !errors.Is(err, errElsewhere) {
-				n.driver.cfg.Log.Error("published port is lost for now", "endpoint", shortID(c.ID), "port", p.Port.String(), "error", err)
+			if n.retry(c, p); p.forward != nil {
+				back = append(back, p)
 			}
-			p.err = err
-			changed = changed || err == nil
 		}
-		if !changed {
+		if len(back) == 0 {
 			continue
 		}
 		if err := n.declare(c); err != nil {
 			n.driver.cfg.Log.Error("firewall is not up to date", "network", shortID(n.ID), "error", err)
 		}
+		n.flushUDP(back)
 	}
+}
+
+// retry tries to take one port.
+func (n *network) retry(c *container, p *published) {
+	was := c.gateway
+	// If it works now, the network that had the port is gone, and its default route with it.
+	c.gateway = was || errors.Is(p.err, errElsewhere)
+	err := n.listen(c, p)
+	if err != nil {
+		c.gateway = was
+	}
+	if err != nil && p.err == nil && !errors.Is(err, errElsewhere) {
+		n.driver.cfg.Log.Error("published port is lost for now", "endpoint", shortID(c.ID), "port", p.Port.String(), "error", err)
+	}
+	p.err = err
 }
 
 // dialer reaches a container. On a usermode network it sees the client's own address, if its answers come back
@@ -280,8 +293,19 @@ func (n *network) dialer(c *container) portmap.Dialer {
 		return portmap.Host{}
 	case c.gateway:
 		return g
+	case c.owner.ID != "":
+		return datagramsFromGateway{g}
 	}
 	return fromGateway{g}
+}
+
+// datagramsFromGateway dials a container that was attached by us: what it sends from the address that we dial comes back
+// through us whatever its default route. But a server that answers datagrams from a socket of all addresses takes the
+// address of the way that leads to the client. To the gateway that is ours.
+type datagramsFromGateway struct{ *usermode.Gateway }
+
+func (f datagramsFromGateway) DialUDP(_, target netip.AddrPort) (*net.UDPConn, error) {
+	return f.Gateway.DialUDP(netip.AddrPort{}, target)
 }
 
 // fromGateway dials a container whose default route leads elsewhere: it gets to see the gateway's address, which it

@@ -176,16 +176,13 @@ func (n *network) applyRules() error {
 	return n.driver.rules.set(n.ID, want)
 }
 
-// flushUDP makes the kernel forget the UDP flows of ports that were just published or released: they would go on to
-// where they went before. It matters only to clients that keep sending from one port; failing is not worth more than a
-// line in the log.
+// flushUDP makes the kernel forget the UDP flows of ports that were just published or released, as far as it translates
+// their addresses: they would go on to where they went before. It matters only to clients that keep sending from one
+// port; failing is not worth more than a line in the log.
 func (n *network) flushUDP(ports []*published) {
-	if n.Options.Mode != usernet.Bridge {
-		return
-	}
 	var fs []firewall.Forward
 	for _, p := range ports {
-		if p.Proto == usernet.UDP {
+		if p.Proto == usernet.UDP && (p.Held || n.Options.Mode == usernet.Bridge) {
 			fs = append(fs, firewall.Forward{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort})
 		}
 	}

@@ -13,6 +13,7 @@ import (
 // NetworkStatus is what is known of a network now.
 type NetworkStatus struct {
 	usernet.Network
+	Name      string // the engine's, if it told
 	Up        bool   // false: it could not be brought back after a restart
 	Path      string // usermode: how TCP leaves: "splice" or "netstack"
 	PathError string // why it is netstack although the fast path was wanted
@@ -22,8 +23,9 @@ type NetworkStatus struct {
 // EndpointStatus is what is known of an endpoint now.
 type EndpointStatus struct {
 	usernet.Endpoint
-	Joined bool // a container has it
-	Ports  []PortStatus
+	Container Container // what the engine told of it
+	Joined    bool      // a container has it
+	Ports     []PortStatus
 }
 
 // PortStatus is one published port. Err is empty while it is served.
@@ -47,7 +49,7 @@ func (d *Driver) Status() []NetworkStatus {
 }
 
 func (n *network) status() NetworkStatus {
-	s := NetworkStatus{Network: n.Network, Up: n.segment != nil && !n.failed.Load()}
+	s := NetworkStatus{Network: n.Network, Name: n.name, Up: n.segment != nil && !n.failed.Load()}
 	if s.Up && n.Options.Mode == usernet.Usermode && !n.Internal {
 		s.Path = "netstack"
 		fast, err := n.segment.Gateway().FastPath()
@@ -59,7 +61,7 @@ func (n *network) status() NetworkStatus {
 		}
 	}
 	for _, c := range n.containers {
-		es := EndpointStatus{Endpoint: c.Endpoint, Joined: c.joined}
+		es := EndpointStatus{Endpoint: c.Endpoint, Container: c.owner, Joined: c.joined}
 		for _, p := range c.ports {
 			ps := PortStatus{Port: p.Port}
 			if p.forward == nil && p.err != nil {
@@ -73,7 +75,8 @@ func (n *network) status() NetworkStatus {
 	return s
 }
 
-// FindEndpoint finds an endpoint by the beginning of its ID or by one of its addresses. It is an error if several fit.
+// FindEndpoint finds an endpoint by the beginning of its ID or its container's, by its container's name or by one of its
+// addresses. It is an error if several fit.
 func (d *Driver) FindEndpoint(_ context.Context, name string) (usernet.Endpoint, error) {
 	var found []usernet.Endpoint
 	for _, n := range d.Status() {
@@ -81,7 +84,7 @@ func (d *Driver) FindEndpoint(_ context.Context, name string) (usernet.Endpoint,
 			if e.ID == name {
 				return e.Endpoint, nil
 			}
-			if name != "" && strings.HasPrefix(e.ID, name) || e.Addr4.IsValid() && e.Addr4.Addr().String() == name ||
+			if name != "" && (strings.HasPrefix(e.ID, name) || strings.HasPrefix(e.Container.ID, name) || e.Container.Name == name) || e.Addr4.IsValid() && e.Addr4.Addr().String() == name ||
 				e.Addr6.IsValid() && e.Addr6.Addr().String() == name {
 				found = append(found, e.Endpoint)
 			}
@@ -96,14 +99,14 @@ func (d *Driver) FindEndpoint(_ context.Context, name string) (usernet.Endpoint,
 	return usernet.Endpoint{}, fmt.Errorf("%w: endpoint %q fits %d endpoints", usernet.ErrInvalid, name, len(found))
 }
 
-// FindNetwork finds a network by the beginning of its ID. It is an error if several fit.
+// FindNetwork finds a network by its name or the beginning of its ID. It is an error if several fit.
 func (d *Driver) FindNetwork(_ context.Context, name string) (usernet.Network, error) {
 	var found []usernet.Network
 	for _, n := range d.all() {
 		if n.ID == name {
 			return n.Network, nil
 		}
-		if name != "" && strings.HasPrefix(n.ID, name) {
+		if name != "" && (strings.HasPrefix(n.ID, name) || n.name == name) {
 			found = append(found, n.Network)
 		}
 	}

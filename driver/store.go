@@ -19,11 +19,12 @@ import (
 )
 
 // store keeps what must survive the process. Networks outlive a reboot (Docker never repeats CreateNetwork), so they
-// are in the state directory and every change is flushed to disk. Endpoints do not: they are in the run directory,
-// belong to one boot of the machine, and are written without a flush, which a killed process does not need.
+// are in the state directory and every change is flushed to disk. Endpoints do not, nor do networks that are described
+// anew with every endpoint: they are in the run directory, belong to one boot of the machine, and are written without a
+// flush, which a killed process does not need.
 type store struct {
 	networks  *bolt.DB
-	endpoints *bolt.DB
+	endpoints *bolt.DB // and transient networks
 }
 
 // The saved forms. A record is written before the kernel is touched, with Creating set, and again without it when
@@ -32,11 +33,14 @@ type (
 	savedNetwork struct {
 		Creating bool           `json:"creating,omitempty"`
 		ID       string         `json:"id"`
+		Name     string         `json:"name,omitempty"`
 		Internal bool           `json:"internal,omitempty"`
 		IPv6     bool           `json:"ipv6,omitempty"`
 		Subnets  []savedSubnet  `json:"subnets,omitempty"`
 		Options  savedOptions   `json:"options"`
 		Added    []netip.Prefix `json:"added,omitempty"`
+
+		transient bool // told by the file that the record is in
 	}
 	savedSubnet struct {
 		Prefix   netip.Prefix `json:"prefix"`
@@ -57,18 +61,21 @@ type (
 		InhibitHostIP bool         `json:"inhibit_ipv4,omitempty"`
 	}
 	savedEndpoint struct {
-		Creating   bool         `json:"creating,omitempty"`
-		ID         string       `json:"id"`
-		NetworkID  string       `json:"network"`
-		Addr4      netip.Prefix `json:"addr4,omitzero"`
-		Addr6      netip.Prefix `json:"addr6,omitzero"`
-		MAC        string       `json:"mac"`
-		IfName     string       `json:"ifname,omitempty"`
-		Joined     bool         `json:"joined,omitempty"`
-		Moved      bool         `json:"moved,omitempty"`
-		SandboxKey string       `json:"sandbox,omitempty"`
-		Gateway    bool         `json:"gateway,omitempty"`
-		Ports      []savedPort  `json:"ports,omitempty"`
+		Creating   bool           `json:"creating,omitempty"`
+		ID         string         `json:"id"`
+		NetworkID  string         `json:"network"`
+		Addr4      netip.Prefix   `json:"addr4,omitzero"`
+		Addr6      netip.Prefix   `json:"addr6,omitzero"`
+		More       []netip.Prefix `json:"more,omitempty"`
+		Routes     []Route        `json:"routes,omitempty"`
+		MAC        string         `json:"mac"`
+		IfName     string         `json:"ifname,omitempty"`
+		Container  *Container     `json:"container,omitempty"`
+		Joined     bool           `json:"joined,omitempty"`
+		Moved      bool           `json:"moved,omitempty"`
+		SandboxKey string         `json:"sandbox,omitempty"`
+		Gateway    bool           `json:"gateway,omitempty"`
+		Ports      []savedPort    `json:"ports,omitempty"`
 	}
 	savedPort struct {
 		Proto         usernet.Proto `json:"proto"`
@@ -76,6 +83,7 @@ type (
 		HostPort      uint16        `json:"host_port"`
 		ContainerPort uint16        `json:"container_port"`
 		Manual        bool          `json:"manual,omitempty"`
+		Held          bool          `json:"held,omitempty"`
 	}
 )
 
@@ -155,11 +163,13 @@ func (s *store) forgetOtherBoots() error {
 		if bytes.Equal(meta.Get(bootKey), boot) {
 			return nil
 		}
-		if err := tx.DeleteBucket(endpointsBucket); err != nil {
-			return err
-		}
-		if _, err := tx.CreateBucket(endpointsBucket); err != nil {
-			return err
+		for _, name := range [][]byte{networksBucket, endpointsBucket} {
+			if err := tx.DeleteBucket(name); err != nil {
+				return err
+			}
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
 		}
 		return meta.Put(bootKey, boot)
 	})
@@ -176,11 +186,19 @@ func (s *store) close() error {
 }
 
 func (s *store) putNetwork(n savedNetwork) error {
-	return put(s.networks, networksBucket, n.ID, n)
+	db := s.networks
+	if n.transient {
+		db = s.endpoints
+	}
+	return put(db, networksBucket, n.ID, n)
 }
 
-func (s *store) deleteNetwork(id string) error {
-	return del(s.networks, networksBucket, id)
+func (s *store) deleteNetwork(n *network) error {
+	db := s.networks
+	if n.transient {
+		db = s.endpoints
+	}
+	return del(db, networksBucket, n.ID)
 }
 
 func (s *store) putEndpoint(e savedEndpoint) error {
@@ -192,7 +210,15 @@ func (s *store) deleteEndpoint(networkID, id string) error {
 }
 
 func (s *store) loadNetworks() ([]savedNetwork, error) {
-	return load[savedNetwork](s.networks, networksBucket, "")
+	lasting, err := load[savedNetwork](s.networks, networksBucket, "")
+	if err != nil {
+		return nil, err
+	}
+	transient, err := load[savedNetwork](s.endpoints, networksBucket, "")
+	for i := range transient {
+		transient[i].transient = true
+	}
+	return append(lasting, transient...), err
 }
 
 func (s *store) loadEndpoints(networkID string) ([]savedEndpoint, error) {
@@ -237,8 +263,8 @@ func load[T any](db *bolt.DB, bucket []byte, prefix string) ([]T, error) {
 	return records, err
 }
 
-func saveNetwork(n usernet.Network, added []netip.Prefix) savedNetwork {
-	s := savedNetwork{ID: n.ID, Internal: n.Internal, IPv6: n.IPv6, Added: added}
+func (n *network) saved() savedNetwork {
+	s := savedNetwork{ID: n.ID, Name: n.name, Internal: n.Internal, IPv6: n.IPv6, Added: n.added, transient: n.transient}
 	for _, sub := range n.Subnets {
 		s.Subnets = append(s.Subnets, savedSubnet(sub))
 	}
@@ -259,10 +285,13 @@ func (s savedNetwork) network() usernet.Network {
 }
 
 func saveEndpoint(c *container) savedEndpoint {
-	s := savedEndpoint{ID: c.ID, NetworkID: c.NetworkID, Addr4: c.Addr4, Addr6: c.Addr6, MAC: c.MAC.String(), IfName: c.IfName,
+	s := savedEndpoint{ID: c.ID, NetworkID: c.NetworkID, Addr4: c.Addr4, Addr6: c.Addr6, More: c.more, Routes: c.routes, MAC: c.MAC.String(), IfName: c.IfName,
 		Joined: c.joined, Moved: c.moved, SandboxKey: c.sandboxKey, Gateway: c.gateway}
 	for _, p := range c.ports {
-		s.Ports = append(s.Ports, savedPort{p.Proto, p.HostIP, p.HostPort, p.ContainerPort, p.manual})
+		s.Ports = append(s.Ports, savedPort{p.Proto, p.HostIP, p.HostPort, p.ContainerPort, p.manual, p.Held})
+	}
+	if c.owner.ID != "" {
+		s.Container = &c.owner
 	}
 	return s
 }
@@ -278,11 +307,16 @@ func (s savedEndpoint) container() (*container, error) {
 		moved:      s.Moved,
 		sandboxKey: s.SandboxKey,
 		gateway:    s.Gateway,
+		more:       s.More,
+		routes:     s.Routes,
 		since:      time.Now(),
+	}
+	if s.Container != nil {
+		c.owner = *s.Container
 	}
 	for _, p := range s.Ports {
 		c.ports = append(c.ports, &published{
-			Port:   usernet.Port{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, HostPortEnd: p.HostPort, ContainerPort: p.ContainerPort},
+			Port:   usernet.Port{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, HostPortEnd: p.HostPort, ContainerPort: p.ContainerPort, Held: p.Held},
 			manual: p.Manual,
 		})
 	}

@@ -32,29 +32,44 @@ const (
 type Link struct {
 	HostName string // the end on the bridge
 	PeerName string // the container's end, while it is in the host's namespace
+	First    bool   // after Attach: the container had no better default routes than those by this link
 	segment  *Segment
 }
 
 // Connect makes the endpoint's veth pair: one end on the bridge, the other, with the endpoint's MAC address, in the
 // host's namespace, from where the engine takes it. If an earlier attempt left one, it is made anew.
-func (s *Segment) Connect(ep usernet.Endpoint) (_ *Link, err error) {
+func (s *Segment) Connect(ep usernet.Endpoint) (*Link, error) {
 	l := s.Link(ep)
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
+	if err := s.addPair(l, ep, end{l.PeerName, s.home}); err != nil {
+		return nil, err
+	}
+	return l, s.forgetNeighbour(ep)
+}
+
+// end is where the container's end of a pair appears.
+type end struct {
+	name string
+	ns   *netns.NS
+}
+
+// addPair makes a link's veth pair: the host's end is on the bridge and up, the other one is as it was born.
+func (s *Segment) addPair(l *Link, ep usernet.Endpoint, to end) (err error) {
 	la := netlink.NewLinkAttrs()
 	la.Name = l.HostName
 	la.MTU = s.network.MTU()
 	la.MasterIndex = s.bridge
 	veth := &netlink.Veth{
 		LinkAttrs:        la,
-		PeerName:         l.PeerName,
+		PeerName:         to.name,
 		PeerHardwareAddr: ep.MAC,
-		PeerNamespace:    netlink.NsFd(s.home.Fd()),
+		PeerNamespace:    netlink.NsFd(to.ns.Fd()),
 		PeerMTU:          uint32(s.network.MTU()),
 	}
 	if err := s.nl.LinkAdd(veth); err != nil {
-		return nil, fmt.Errorf("add veth %s: %w", l.HostName, err)
+		return fmt.Errorf("add veth %s with %s: %w", l.HostName, to.name, err)
 	}
 	defer func() {
 		if err != nil {
@@ -64,13 +79,13 @@ func (s *Segment) Connect(ep usernet.Endpoint) (_ *Link, err error) {
 	if !s.network.Options.ICC {
 		// The bridge forwards nothing between isolated ports (IFLA_BRPORT_ISOLATED, Linux 4.18); needs no br_netfilter.
 		if err := s.nl.LinkSetIsolated(veth, true); err != nil {
-			return nil, fmt.Errorf("isolate %s: %w", l.HostName, err)
+			return fmt.Errorf("isolate %s: %w", l.HostName, err)
 		}
 	}
 	if err := s.nl.LinkSetUp(veth); err != nil {
-		return nil, fmt.Errorf("bring up %s: %w", l.HostName, err)
+		return fmt.Errorf("bring up %s: %w", l.HostName, err)
 	}
-	return l, s.forgetNeighbour(ep)
+	return nil
 }
 
 // forgetNeighbour makes the router forget whom it knew by the endpoint's addresses: they may have had another MAC address.
@@ -199,11 +214,10 @@ func WatchHome(ctx context.Context, gone func()) error {
 // watch calls gone when links whose name begins with prefix have vanished from ns, until ctx is done.
 func watch(ctx context.Context, ns *netns.NS, prefix string, gone func()) error {
 	for ctx.Err() == nil {
+		// A subscription breaks when too much happens at once (ENOBUFS).
 		if err := watchOnce(ctx, vnetns.NsHandle(ns.Fd()), prefix, gone); err != nil {
 			return err
 		}
-		// The subscription broke, most likely because too much happened at once (ENOBUFS): a deletion may be among it.
-		gone()
 	}
 	return nil
 }
@@ -216,6 +230,7 @@ func watchOnce(ctx context.Context, ns vnetns.NsHandle, prefix string, gone func
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
+	gone()                   // a deletion may have been missed until now
 	for u := range updates { // closed when ctx is done
 		// A bridge's port also "goes" in the family AF_BRIDGE, when it leaves the bridge.
 		if u.Header.Type == unix.RTM_DELLINK && u.Family == unix.AF_UNSPEC && strings.HasPrefix(u.Link.Attrs().Name, prefix) {

@@ -214,7 +214,7 @@ func hasAddr(have []netlink.Addr, want netip.Prefix) bool {
 // addr is p for the kernel, usable at once: the network's gateway is ours by agreement, so duplicate address
 // detection (RFC 4862 §5.4) could only delay the first container.
 func addr(p netip.Prefix) *netlink.Addr {
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	a := &netlink.Addr{IPNet: ipNet(p)}
 	if p.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD
 	}

@@ -4,6 +4,7 @@
 #
 #   test/setup.sh          everything
 #   test/setup.sh demo     only what make demo needs
+#   test/setup.sh bench    only what make bench needs
 set -eu
 
 cache=${USERNET_TEST_CACHE:-/var/cache/usernet-test}
@@ -58,16 +59,19 @@ mirror() {
 		sort -u | head -n 1
 }
 
-# sid makes $cache/sid: Debian unstable with its Docker in it. It appears whole or not at all.
-sid() {
-	root=$cache/sid
-	if [ -e "$root/usr/sbin/dockerd" ]; then return; fi
+# debian NAME SUITE PROGRAM PACKAGE... makes $cache/NAME: a Debian of that suite with the packages in it, PROGRAM being a
+# file of theirs. It appears whole or not at all.
+debian() (
+	name=$1 suite=$2 program=$3
+	shift 3
+	root=$cache/$name
+	if [ -e "$root/$program" ]; then return; fi
 	say "making $root"
 	mkdir -p "$cache"
 	exec 9>"$cache/lock"
 	flock 9
-	if [ -e "$root/usr/sbin/dockerd" ]; then return; fi
-	new=$(mktemp -d "$cache/sid.XXXXXX")
+	if [ -e "$root/$program" ]; then return; fi
+	new=$(mktemp -d "$cache/$name.XXXXXX")
 	trap 'rm -rf --one-file-system "$new"' EXIT
 	trap 'exit 1' INT TERM
 	url=$(mirror)
@@ -75,15 +79,61 @@ sid() {
 		say "apt knows no Debian mirror"
 		exit 1
 	fi
-	logged debootstrap --variant=minbase sid "$new" "$url"
+	logged debootstrap --variant=minbase "$suite" "$new" "$url"
 	for f in $(ls /etc/apt/apt.conf.d/*proxy* 2>/dev/null); do cp "$f" "$new/etc/apt/apt.conf.d/"; done
-	logged guarded "$new" chroot "$new" apt-get install -qy --no-install-recommends docker.io docker-cli docker-compose \
-		iptables nftables iproute2 conntrack ca-certificates
+	logged guarded "$new" chroot "$new" apt-get install -qy --no-install-recommends "$@"
 	logged chroot "$new" apt-get clean
 	chmod 755 "$new"
 	mv -T "$new" "$root"
 	trap - EXIT INT TERM
+)
+
+# sid makes $cache/sid: Debian unstable with its Docker in it.
+sid() {
+	debian sid sid usr/sbin/dockerd docker.io docker-cli docker-compose iptables nftables iproute2 conntrack ca-certificates
 }
+
+# podman makes $cache/podman54 and $cache/podman58: Debian trixie and unstable with their Podman in them, and the docker
+# command for Podman's Docker-compatible API.
+podman() {
+	set -- podman netavark aardvark-dns crun conmon passt uidmap docker-cli docker-compose \
+		iptables nftables iproute2 conntrack ca-certificates
+	debian podman54 trixie usr/bin/podman "$@"
+	debian podman58 sid usr/bin/podman "$@"
+}
+
+# peers adds to $cache/sid and $cache/peers whom make bench compares usernet with. Who cannot be had is left out: the
+# benchmark names those. What is built is newer than Debian's packages of it.
+peers() (
+	exec 9>"$cache/lock"
+	flock 9
+	for p in passt slirp4netns uidmap procps; do
+		case $(dpkg-query --admindir="$cache/sid/var/lib/dpkg" -W -f '${Status}' "$p" 2>/dev/null) in
+		*' installed') continue ;;
+		esac
+		say "adding $p to $cache/sid"
+		if [ -z "${updated:-}" ]; then (logged chroot "$cache/sid" apt-get update -q -o Acquire::Check-Valid-Until=false) || true; fi
+		updated=yes
+		(logged guarded "$cache/sid" chroot "$cache/sid" apt-get install -qy --no-install-recommends "$p") || say "going on without $p"
+	done
+	built=$cache/peers
+	for module in github.com/containers/gvisor-tap-vsock@v0.8.9 github.com/rootless-containers/rootlesskit/v3@v3.1.0; do
+		if [ -e "$built/$(basename "$module")" ]; then continue; fi
+		say "building $module"
+		mkdir -p "$built/new"
+		case $module in
+		*gvisor-tap-vsock*) programs='gvproxy vm' ;;
+		*) programs=rootlesskit ;;
+		esac
+		for p in $programs; do
+			(logged env CGO_ENABLED=0 GOBIN="$built/new" go install -trimpath "${module%@*}/cmd/$p@${module#*@}") || continue 2
+		done
+		if [ -e "$built/new/vm" ]; then mv "$built/new/vm" "$built/new/gvforwarder"; fi
+		mv "$built"/new/* "$built"
+		rmdir "$built/new"
+		touch "$built/$(basename "$module")"
+	done
+)
 
 if [ "$(id -u)" != 0 ]; then
 	say "run me as root"
@@ -93,3 +143,8 @@ packages docker.io iptables nftables busybox-static conntrack iproute2 iputils-p
 if [ "${1:-}" = demo ]; then exit; fi
 packages debootstrap docker-compose gcc libc6-dev git make
 sid
+if [ "${1:-}" = bench ]; then
+	peers
+	exit
+fi
+podman

@@ -68,7 +68,7 @@ func table(w io.Writer, list []control.Network) error {
 		if n.PathError != "" {
 			state += " (" + n.PathError + ")"
 		}
-		fmt.Fprintf(tw, "%.12s\t%s\t%s\t%s\t%d\t%s\n", n.ID, n.Mode, orDash(subnets), orDash(gateways), len(n.Endpoints), state)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\n", called(n.Name, n.ID), n.Mode, orDash(subnets), orDash(gateways), len(n.Endpoints), state)
 	}
 	fmt.Fprintln(tw)
 	fmt.Fprintln(tw, "ENDPOINT\tNETWORK\tADDRESS\tMAC\tPORTS")
@@ -87,10 +87,18 @@ func table(w io.Writer, list []control.Network) error {
 				}
 				ports = append(ports, s)
 			}
-			fmt.Fprintf(tw, "%.12s\t%.12s\t%s\t%s\t%s\n", e.ID, n.ID, orDash(addrs), e.MAC, orDash(ports))
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", called(e.Container, e.ID), called(n.Name, n.ID), orDash(addrs), e.MAC, orDash(ports))
 		}
 	}
 	return tw.Flush()
+}
+
+// called is what the engine calls something, or the beginning of its ID where the engine did not tell.
+func called(name, id string) string {
+	if name != "" {
+		return name
+	}
+	return fmt.Sprintf("%.12s", id)
 }
 
 func orDash(items []string) string {

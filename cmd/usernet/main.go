@@ -12,6 +12,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+
+	"github.com/usernet/usernet/standalone"
 )
 
 // version is set by the build; see the Makefile.
@@ -19,6 +21,7 @@ var version = ""
 
 // program is one run of the command.
 type program struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	hangup         <-chan struct{} // serve: look at everything again
 }
@@ -32,9 +35,11 @@ type command struct {
 var commands = []command{
 	{"serve", "", "run the daemon that Docker's networks live in", (*program).serve},
 	{"plugin", "", "run the daemon as a managed Docker plugin", (*program).plugin},
+	{"run", "[--] COMMAND [ARGUMENTS]", "run a command on a network of its own, without engine or root", (*program).run},
 	{"ps", "", "list networks, endpoints and published ports", (*program).ps},
 	{"port", "add|rm ENDPOINT PORT...", "publish or release ports of a running container", (*program).port},
 	{"network", "rm NETWORK...", "remove networks that the engine has forgotten", (*program).network},
+	{"doctor", "", "tell what this machine can do, and what to type where it cannot", (*program).doctor},
 	{"version", "", "print the version", (*program).version},
 }
 
@@ -42,6 +47,13 @@ var commands = []command{
 var errUsage = errors.New("usage")
 
 func main() {
+	if helper := standalone.Helper(os.Args[1:]); helper != nil {
+		if err := helper(); err != nil {
+			fmt.Fprintln(os.Stderr, "usernet run:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	// The first signal ends the program in order; a second one ends it at once.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
@@ -57,7 +69,7 @@ func main() {
 			}
 		}
 	}()
-	p := &program{stdout: os.Stdout, stderr: os.Stderr, hangup: hangup}
+	p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, hangup: hangup}
 	os.Exit(p.main(ctx, os.Args[1:]))
 }
 
@@ -66,6 +78,9 @@ func (p *program) main(ctx context.Context, args []string) int {
 	if len(args) == 0 {
 		p.usage(p.stderr)
 		return 2
+	}
+	if status, done := p.netavark(ctx, args); done {
+		return status
 	}
 	switch args[0] {
 	case "help", "-h", "-help", "--help":
@@ -85,8 +100,14 @@ func (p *program) main(ctx context.Context, args []string) int {
 		case errors.Is(err, errUsage):
 			return 2
 		}
+		status := 1
+		if exit, ok := errors.AsType[*exitError](err); ok {
+			if status = exit.status; exit.err == nil {
+				return status
+			}
+		}
 		fmt.Fprintf(p.stderr, "usernet %s: %v\n", c.name, err)
-		return 1
+		return status
 	}
 	fmt.Fprintf(p.stderr, "usernet: there is no command %q\n", args[0])
 	p.usage(p.stderr)
@@ -136,13 +157,16 @@ func (p *program) version(_ context.Context, c command, args []string) error {
 	if err := parse(p.flags(c), args); err != nil {
 		return err
 	}
-	v := version
-	if v == "" {
-		v = "unknown"
-		if info, ok := debug.ReadBuildInfo(); ok {
-			v = info.Main.Version
-		}
-	}
-	_, err := fmt.Fprintln(p.stdout, "usernet", v)
+	_, err := fmt.Fprintln(p.stdout, "usernet", buildVersion())
 	return err
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
 }

@@ -54,7 +54,7 @@ func (p *program) serve(ctx context.Context, c command, args []string) (err erro
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.Run(ctx, p.hangup) })
 	g.Go(func() error { return sock.Serve(ctx, plugin, libnetwork.Handler(d, cfg.Defaults, log)) })
-	g.Go(func() error { return sock.Serve(ctx, ctl, control.Handler(d, log)) })
+	g.Go(func() error { return sock.Serve(ctx, control.Listener(ctl), control.Handler(d, cfg.Defaults, log)) })
 	log.Info("usernet is serving", "plugin", cfg.PluginSocket, "control", cfg.ControlSocket)
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.Warn("systemd is not told that we are ready", "error", err)

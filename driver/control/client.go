@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"syscall"
 
 	"github.com/usernet/usernet"
@@ -23,10 +24,19 @@ type Client struct {
 
 // NewClient makes a client for the socket at path. It connects with the first call.
 func NewClient(path string) *Client {
+	return (&Client{path: path}).passing(nil)
+}
+
+// passing is a client that passes file with its next request; nil passes nothing.
+func (c *Client) passing(file *os.File) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", c.path)
+		if err != nil || file == nil {
+			return conn, err
+		}
+		return &passingConn{conn.(*net.UnixConn), file}, nil
 	}
-	return &Client{path: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{path: c.path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
 // Networks lists the daemon's networks with all that is on them.
@@ -68,7 +78,7 @@ func (c *Client) call(ctx context.Context, method, path string, req, res any) er
 	}
 	resp, err := c.http.Do(r)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("no usernet daemon answers at %s: is usernet serve running, and with this --control-socket?", c.path)
+		return &absentError{c.path}
 	}
 	if errors.Is(err, syscall.EACCES) {
 		return fmt.Errorf("connect to the daemon at %s: %w (only root may)", c.path, syscall.EACCES)
@@ -92,3 +102,14 @@ func (c *Client) call(ctx context.Context, method, path string, req, res any) er
 	}
 	return nil
 }
+
+// ErrAbsent is in the chain of the error of a call that found no daemon.
+var ErrAbsent = errors.New("no usernet daemon")
+
+type absentError struct{ path string }
+
+func (e *absentError) Error() string {
+	return fmt.Sprintf("no usernet daemon answers at %s: is usernet serve running, and with this --control-socket?", e.path)
+}
+
+func (e *absentError) Unwrap() error { return ErrAbsent }

@@ -68,7 +68,7 @@ func serve(t *testing.T) (*control.Client, http.Handler) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := control.Handler(d, log)
+	h := control.Handler(d, nil, log)
 	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
 	srv.Start()
 	t.Cleanup(srv.Close)
@@ -141,11 +141,14 @@ func FuzzHandler(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { d.Close() })
-	h := control.Handler(d, slog.New(slog.DiscardHandler))
+	h := control.Handler(d, nil, slog.New(slog.DiscardHandler))
 	f.Add("POST", "/v1/endpoints/x/ports", `{"ports":[{"proto":"tcp","host_port":1,"container_port":2}]}`)
 	f.Add("DELETE", "/v1/endpoints/x/ports", `{"ports":[{"host_ip":"::"}]} {}`)
 	f.Add("DELETE", "/v1/networks/%2e%2e", "")
 	f.Add("GET", "/v1/networks", "null")
+	f.Add("POST", "/v1/networks/prepare", `{"network":{"id":"a","subnets":[{"subnet":"10.0.0.0/8"}],"options":{"mtu":"1"}},"taken":["::/0"]}`)
+	f.Add("POST", "/v1/endpoints", `{"network":{"id":"a"},"id":"b","interface":"eth0","addresses":["::"],"routes":[{}]}`)
+	f.Add("DELETE", "/v1/networks/a/endpoints/b", "")
 	f.Add("POST", "/v1/endpoints/x/ports", `{"ports":[{"host_port":-1}]}`)
 	f.Fuzz(func(t *testing.T, method, path, body string) {
 		req, err := http.NewRequest(method, "http://x", strings.NewReader(body))

@@ -15,49 +15,82 @@ import (
 	"github.com/usernet/usernet/driver"
 )
 
-// maxBody bounds a request, in bytes. The longest list of ports that makes sense is well below it.
-const maxBody = 1 << 20
+// maxBody bounds a request, in bytes: all ports of a host, twice, are less.
+const maxBody = 16 << 20
 
 // none is the body of a request or an answer that has none.
 type none struct{}
 
-// Handler serves the control API for d.
-func Handler(d *driver.Driver, log *slog.Logger) http.Handler {
+// vars are the variable parts of a request's path.
+type vars map[string]string
+
+// doer is the work behind one method.
+type doer[Req, Res any] func(ctx context.Context, v vars, req Req) (Res, error)
+
+// Handler serves the control API for d. defaults are options of every network that does not give them. Descriptors that
+// come with requests are found only if the server listens on what Listener returned.
+func Handler(d *driver.Driver, defaults map[string]string, log *slog.Logger) http.Handler {
 	r := mux.NewRouter()
-	r.Handle("/v1/networks", call(log, func(context.Context, string, none) ([]Network, error) {
+	for _, route := range []struct {
+		method, path string
+		handler      http.Handler
+	}{
+		{http.MethodGet, "/v1/networks", call(log, networks(d))},
+		{http.MethodPost, "/v1/networks/prepare", call(log, prepare(d, defaults))},
+		{http.MethodDelete, "/v1/networks/{id}", call(log, removeNetwork(d))},
+		{http.MethodPost, "/v1/endpoints", call(log, attach(d))},
+		{http.MethodDelete, "/v1/networks/{id}/endpoints/{endpoint}", call(log, detach(d))},
+		{http.MethodPost, "/v1/endpoints/{id}/ports", call(log, addPorts(d))},
+		{http.MethodDelete, "/v1/endpoints/{id}/ports", call(log, removePorts(d))},
+	} {
+		r.Handle(route.path, route.handler).Methods(route.method)
+	}
+	return r
+}
+
+func networks(d *driver.Driver) doer[none, []Network] {
+	return func(context.Context, vars, none) ([]Network, error) {
 		list := []Network{}
 		for _, n := range d.Status() {
 			list = append(list, networkOf(n))
 		}
 		return list, nil
-	})).Methods(http.MethodGet)
-	r.Handle("/v1/networks/{id}", call(log, func(ctx context.Context, id string, _ none) (none, error) {
-		n, err := d.FindNetwork(ctx, id)
+	}
+}
+
+func removeNetwork(d *driver.Driver) doer[none, none] {
+	return func(ctx context.Context, v vars, _ none) (none, error) {
+		n, err := d.FindNetwork(ctx, v["id"])
 		if err != nil {
 			return none{}, err
 		}
 		return none{}, d.DeleteNetwork(ctx, n.ID)
-	})).Methods(http.MethodDelete)
-	r.Handle("/v1/endpoints/{id}/ports", call(log, func(ctx context.Context, id string, req portsBody) (portsBody, error) {
-		e, err := d.FindEndpoint(ctx, id)
+	}
+}
+
+func addPorts(d *driver.Driver) doer[portsBody, portsBody] {
+	return func(ctx context.Context, v vars, req portsBody) (portsBody, error) {
+		e, err := d.FindEndpoint(ctx, v["id"])
 		if err != nil {
 			return portsBody{}, err
 		}
 		got, err := d.AddPorts(ctx, e.NetworkID, e.ID, portValues(req.Ports))
 		return portsBody{portsOf(got)}, err
-	})).Methods(http.MethodPost)
-	r.Handle("/v1/endpoints/{id}/ports", call(log, func(ctx context.Context, id string, req portsBody) (none, error) {
-		e, err := d.FindEndpoint(ctx, id)
+	}
+}
+
+func removePorts(d *driver.Driver) doer[portsBody, none] {
+	return func(ctx context.Context, v vars, req portsBody) (none, error) {
+		e, err := d.FindEndpoint(ctx, v["id"])
 		if err != nil {
 			return none{}, err
 		}
 		return none{}, d.RemovePorts(ctx, e.NetworkID, e.ID, portValues(req.Ports))
-	})).Methods(http.MethodDelete)
-	return r
+	}
 }
 
 // call decodes a request, has it done and encodes the answer.
-func call[Req, Res any](log *slog.Logger, do func(ctx context.Context, id string, req Req) (Res, error)) http.Handler {
+func call[Req, Res any](log *slog.Logger, do doer[Req, Res]) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req Req
 		if _, empty := any(req).(none); !empty {
@@ -66,7 +99,7 @@ func call[Req, Res any](log *slog.Logger, do func(ctx context.Context, id string
 				return
 			}
 		}
-		res, err := do(r.Context(), mux.Vars(r)["id"], req)
+		res, err := do(r.Context(), mux.Vars(r), req)
 		if err != nil {
 			answer(w, log, status(err), errorBody{err.Error()})
 			return

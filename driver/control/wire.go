@@ -12,6 +12,7 @@ import (
 // Network is one network in the answer to GET /v1/networks, and in usernet ps --json.
 type Network struct {
 	ID        string       `json:"id"`
+	Name      string       `json:"name,omitempty"` // the engine's, if it told
 	Mode      usernet.Mode `json:"mode"`
 	Up        bool         `json:"up"`                   // false: it could not be brought back after a restart
 	Bridge    string       `json:"bridge,omitempty"`     // the link in the host's namespace, on networks of mode bridge
@@ -31,12 +32,15 @@ type Subnet struct {
 
 // Endpoint is a container's place on a network.
 type Endpoint struct {
-	ID     string       `json:"id"`
-	IPv4   netip.Prefix `json:"ipv4,omitzero"`
-	IPv6   netip.Prefix `json:"ipv6,omitzero"`
-	MAC    string       `json:"mac"`
-	Joined bool         `json:"joined"` // a container has it
-	Ports  []Port       `json:"ports"`
+	ID string `json:"id"`
+
+	Container   string       `json:"container,omitempty"`    // its name, if the engine told
+	ContainerID string       `json:"container_id,omitempty"` // likewise
+	IPv4        netip.Prefix `json:"ipv4,omitzero"`
+	IPv6        netip.Prefix `json:"ipv6,omitzero"`
+	MAC         string       `json:"mac"`
+	Joined      bool         `json:"joined"` // a container has it
+	Ports       []Port       `json:"ports"`
 }
 
 // Port is a published port. No host IP means all addresses of the host.
@@ -46,11 +50,12 @@ type Port struct {
 	HostPort      uint16        `json:"host_port"`
 	HostPortEnd   uint16        `json:"host_port_end,omitempty"` // in requests: the first free port up to this one
 	ContainerPort uint16        `json:"container_port"`
+	Held          bool          `json:"held,omitempty"`  // the engine has bound the host port; its clients are redirected
 	Error         string        `json:"error,omitempty"` // why nothing is served there at the moment
 }
 
 func networkOf(s driver.NetworkStatus) Network {
-	n := Network{ID: s.ID, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
+	n := Network{ID: s.ID, Name: s.Name, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
 	if n.Mode == usernet.Bridge {
 		n.Bridge = s.BridgeName()
 	}
@@ -58,7 +63,7 @@ func networkOf(s driver.NetworkStatus) Network {
 		n.Subnets = append(n.Subnets, Subnet{sub.Prefix, sub.Gateway})
 	}
 	for _, es := range s.Endpoints {
-		e := Endpoint{ID: es.ID, IPv4: es.Addr4, IPv6: es.Addr6, MAC: es.MAC.String(), Joined: es.Joined, Ports: []Port{}}
+		e := Endpoint{ID: es.ID, Container: es.Container.Name, ContainerID: es.Container.ID, IPv4: es.Addr4, IPv6: es.Addr6, MAC: es.MAC.String(), Joined: es.Joined, Ports: []Port{}}
 		for _, p := range es.Ports {
 			wire := portOf(p.Port)
 			wire.Error = p.Err
@@ -71,7 +76,7 @@ func networkOf(s driver.NetworkStatus) Network {
 
 // portOf is a port on the wire.
 func portOf(p usernet.Port) Port {
-	w := Port{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.ContainerPort}
+	w := Port{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.ContainerPort, Held: p.Held}
 	if p.HostPortEnd > p.HostPort {
 		w.HostPortEnd = p.HostPortEnd
 	}
@@ -80,7 +85,7 @@ func portOf(p usernet.Port) Port {
 
 // Value is the port that w stands for.
 func (w Port) Value() usernet.Port {
-	return usernet.Port{Proto: w.Proto, HostIP: w.HostIP, HostPort: w.HostPort, HostPortEnd: max(w.HostPort, w.HostPortEnd), ContainerPort: w.ContainerPort}
+	return usernet.Port{Proto: w.Proto, HostIP: w.HostIP, HostPort: w.HostPort, HostPortEnd: max(w.HostPort, w.HostPortEnd), ContainerPort: w.ContainerPort, Held: w.Held}
 }
 
 func portsOf(ps []usernet.Port) []Port {

@@ -28,19 +28,46 @@ func Each(t *testing.T, run func(t *testing.T, e *Engine)) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer func() {
-				if crash := e.crash(); crash != "" {
-					t.Errorf("usernet.log:\n%s", crash)
-				}
-				if err := e.Close(); err != nil {
-					t.Error(err)
-				}
-				if _, err := os.Stat(e.Dir); !os.IsNotExist(err) {
-					t.Errorf("%s is left behind: %v", e.Dir, err)
-				}
-			}()
+			defer e.end(t)
 			run(t, e)
 		})
+	}
+}
+
+// EachPodman is Each for Podman.
+func EachPodman(t *testing.T, run func(t *testing.T, p *Podman)) {
+	for _, kind := range []PodmanKind{Podman54(), Podman58()} {
+		if !Chosen("USERNET_TEST_ENGINES", kind.Name) {
+			continue
+		}
+		t.Run(kind.Name, func(t *testing.T) {
+			t.Parallel()
+			if err := kind.Missing(); err != nil {
+				if os.Getenv("USERNET_TEST_STRICT") != "" {
+					t.Fatal(err)
+				}
+				t.Skip(err)
+			}
+			p, err := NewPodman(t.Context(), kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.end(t)
+			run(t, p)
+		})
+	}
+}
+
+// end closes the host when its test is over.
+func (h *Host) end(t *testing.T) {
+	if crash := h.crash(); crash != "" {
+		t.Errorf("usernet.log:\n%s", crash)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(h.Dir); !os.IsNotExist(err) {
+		t.Errorf("%s is left behind: %v", h.Dir, err)
 	}
 }
 
@@ -53,8 +80,8 @@ func Chosen(variable, name string) bool {
 var crashed = regexp.MustCompile(`(?m)^(panic: |fatal error: |WARNING: DATA RACE)`)
 
 // crash returns what usernet's log has of panics and data races, from the first on.
-func (e *Engine) crash() string {
-	b, err := os.ReadFile(e.Log("usernet"))
+func (h *Host) crash() string {
+	b, err := os.ReadFile(h.Log("usernet"))
 	if err != nil {
 		return "" // it was never started
 	}

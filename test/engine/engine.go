@@ -4,16 +4,13 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -65,13 +62,12 @@ const (
 const startTimeout = 60 * time.Second
 
 // Engine is a pretend host with a Docker engine and, once StartUsernet was called, usernet in it. Its methods are for
-// one goroutine at a time, except Docker, Compose, Get and what comes with Host.
+// one goroutine at a time, except Docker, Compose and what comes with Host.
 type Engine struct {
 	*Host
 	Kind Kind
 
 	dockerd *process
-	usernet *process
 }
 
 // New makes a pretend host, starts Docker in it with flags beyond the usual ones, and loads the test image. The caller
@@ -155,41 +151,6 @@ func (e *Engine) RestartDaemon(ctx context.Context, flags ...string) error {
 	return e.StartDaemon(ctx, flags...)
 }
 
-// StartUsernet starts usernet serve with args beyond the usual ones and waits until Docker could reach it.
-func (e *Engine) StartUsernet(ctx context.Context, args ...string) error {
-	usual := []string{
-		"serve",
-		"--plugin-socket", PluginSocket,
-		"--control-socket", ControlSocket,
-		"--state-dir", filepath.Join(e.Dir, "state"),
-		"--run-dir", RunDir,
-		"--log-level", "debug",
-	}
-	p, err := e.spawn(filepath.Join(e.Dir, "bin/usernet"), append(usual, args...)...)
-	if err != nil {
-		return err
-	}
-	e.usernet = p
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	return p.ready(ctx, func(ctx context.Context) error {
-		for _, socket := range []string{PluginSocket, ControlSocket} {
-			c, err := e.DialUnix(socket)(ctx, "", "")
-			if err != nil {
-				return err
-			}
-			c.Close()
-		}
-		return nil
-	})
-}
-
-// StopUsernet stops usernet as a service manager does.
-func (e *Engine) StopUsernet() error { return e.usernet.stop(syscall.SIGTERM) }
-
-// KillUsernet ends usernet with SIGKILL.
-func (e *Engine) KillUsernet() error { return e.usernet.stop(syscall.SIGKILL) }
-
 // Revive starts again what of Docker and usernet has been started before and does not run.
 func (e *Engine) Revive(ctx context.Context) error {
 	var errs []error
@@ -202,12 +163,6 @@ func (e *Engine) Revive(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// SignalUsernet sends usernet a signal.
-func (e *Engine) SignalUsernet(sig syscall.Signal) error { return e.usernet.cmd.Process.Signal(sig) }
-
-// UsernetRunning says whether the process that StartUsernet started is alive.
-func (e *Engine) UsernetRunning() bool { return e.usernet != nil && !e.usernet.ended() }
-
 // Docker runs the engine's own docker command and returns its standard output without the last newline.
 func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
 	return e.command(ctx, "", "docker", args...)
@@ -218,58 +173,4 @@ func (e *Engine) Compose(ctx context.Context, file string, args ...string) (stri
 	name := e.Kind.cmd[0]
 	args = append(append(e.Kind.cmd[1:len(e.Kind.cmd):len(e.Kind.cmd)], "-f", "-", "-p", "web"), args...)
 	return e.command(ctx, file, name, args...)
-}
-
-// Usernet runs the usernet command in the pretend host.
-func (e *Engine) Usernet(ctx context.Context, args ...string) (string, error) {
-	return e.command(ctx, "", filepath.Join(e.Dir, "bin/usernet"), args...)
-}
-
-// Run runs a command of the pretend host's root in the pretend host.
-func (e *Engine) Run(ctx context.Context, name string, args ...string) (string, error) {
-	return e.command(ctx, "", name, args...)
-}
-
-// Feed runs a command of the pretend host's root with text on its standard input.
-func (e *Engine) Feed(ctx context.Context, text, name string, args ...string) error {
-	_, err := e.command(ctx, text, name, args...)
-	return err
-}
-
-// RunOutside runs a command of the machine's own root in the outside's network namespace.
-func (e *Engine) RunOutside(ctx context.Context, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	var out []byte
-	err := e.outside.ns.Do(func() (err error) {
-		out, err = cmd.Output()
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("%s: %w: %w", strings.Join(cmd.Args, " "), ErrCommand, err)
-	}
-	return string(out), nil
-}
-
-// ErrCommand is in the chain of the error of a command that ran and failed.
-var ErrCommand = errors.New("command failed")
-
-func (e *Engine) command(ctx context.Context, stdin, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	cmd := e.Command(ctx, name, args...)
-	var out, errs bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	line := filepath.Base(name) + " " + strings.Join(args, " ")
-	if err := e.Start(cmd); err != nil {
-		return "", fmt.Errorf("%s: %w", line, err)
-	}
-	if err := cmd.Wait(); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return out.String(), fmt.Errorf("%s: %w: %w: %s", line, ErrCommand, err, strings.TrimSpace(errs.String()))
-	}
-	return strings.TrimSuffix(out.String(), "\n"), nil
 }

@@ -44,6 +44,7 @@ type Host struct {
 	pid     *os.File
 	ns      *netns.NS
 	outside *Outside
+	usernet *process // nil until StartUsernet
 }
 
 func newHost(root string) (_ *Host, err error) {

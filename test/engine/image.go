@@ -15,21 +15,29 @@ import (
 // Image is the name of the test image: busybox with its applets in /bin, and the probe as /bin/probe.
 const Image = "usernet-test"
 
-// loadImage builds usernet and the probe into the engine's directory and imports the test image.
+// loadImage imports the test image into Docker.
 func (e *Engine) loadImage(ctx context.Context) error {
-	bin := filepath.Join(e.Dir, "bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return err
-	}
-	if err := build(ctx, bin); err != nil {
-		return err
-	}
-	image, err := imageTar(ctx, filepath.Join(bin, "probe"))
+	image, err := e.programs(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = e.command(ctx, image, "docker", "import", "--change", `CMD ["/bin/probe","serve"]`, "-", Image)
+	_, err = e.command(ctx, image, "docker", "import", "--change", serveByDefault, "-", Image)
 	return err
+}
+
+// serveByDefault makes a container of the test image serve when it is not told what to do.
+const serveByDefault = `CMD ["/bin/probe","serve"]`
+
+// programs builds usernet and the probe into the host's directory and returns the test image as a tar file.
+func (h *Host) programs(ctx context.Context) (string, error) {
+	bin := filepath.Join(h.Dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return "", err
+	}
+	if err := build(ctx, bin); err != nil {
+		return "", err
+	}
+	return imageTar(ctx, filepath.Join(bin, "probe"))
 }
 
 // build puts the programs into dir. USERNET_BIN names a finished usernet to use instead of building one;

@@ -89,6 +89,9 @@ func (p *process) stop(sig syscall.Signal) error {
 	}
 }
 
+// kill is stop with SIGTERM.
+func (p *process) kill() error { return p.stop(syscall.SIGTERM) }
+
 // tail returns the last n bytes of a file, for messages.
 func tail(path string, n int64) string {
 	f, err := os.Open(path)

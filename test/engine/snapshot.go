@@ -24,12 +24,12 @@ type Snapshot map[string][]string
 
 // Snapshot looks at the links, addresses, routes, rules, firewall, namespace pins, listening sockets and processes of the
 // pretend host, at what usernet says and at the namespaces and TUNs that it holds open.
-func (e *Engine) Snapshot(ctx context.Context) (Snapshot, error) {
+func (h *Host) Snapshot(ctx context.Context) (Snapshot, error) {
 	s := Snapshot{}
 	for section, look := range map[string]func(context.Context) ([]string, error){
-		"links": e.links, "routes": e.routes, "iptables": e.firewall("iptables-save"), "ip6tables": e.firewall("ip6tables-save"),
-		"nft": e.nft, "namespaces": e.namespaces, "sockets": e.sockets, "processes": e.processes,
-		"usernet": e.usernetState, "descriptors": e.descriptors,
+		"links": h.links, "routes": h.routes, "iptables": h.firewall("iptables-save"), "ip6tables": h.firewall("ip6tables-save"),
+		"nft": h.nft, "namespaces": h.namespaces, "sockets": h.sockets, "processes": h.processes,
+		"usernet": h.usernetState, "descriptors": h.descriptors,
 	} {
 		lines, err := look(ctx)
 		if err != nil {
@@ -75,8 +75,8 @@ func count(lines []string) map[string]int {
 	return m
 }
 
-func (e *Engine) links(context.Context) (lines []string, err error) {
-	err = e.Do(func() error {
+func (h *Host) links(context.Context) (lines []string, err error) {
+	err = h.Do(func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return err
@@ -99,8 +99,8 @@ func (e *Engine) links(context.Context) (lines []string, err error) {
 	return lines, err
 }
 
-func (e *Engine) routes(context.Context) (lines []string, err error) {
-	err = e.Do(func() error {
+func (h *Host) routes(context.Context) (lines []string, err error) {
+	err = h.Do(func() error {
 		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
 		if err != nil {
 			return err
@@ -125,9 +125,9 @@ var (
 	untouched = regexp.MustCompile(`^:[A-Z]+ (ACCEPT|DROP)`) // a built-in chain: Docker makes tables and sets policies at first need
 )
 
-func (e *Engine) firewall(save string) func(context.Context) ([]string, error) {
+func (h *Host) firewall(save string) func(context.Context) ([]string, error) {
 	return func(ctx context.Context) ([]string, error) {
-		text, err := e.Run(ctx, save)
+		text, err := h.Run(ctx, save)
 		if err != nil {
 			return nil, err
 		}
@@ -146,8 +146,8 @@ func (e *Engine) firewall(save string) func(context.Context) ([]string, error) {
 }
 
 // nft lists what is not iptables': those tables are in the other sections already.
-func (e *Engine) nft(ctx context.Context) ([]string, error) {
-	text, err := e.Run(ctx, "nft", "-s", "list", "ruleset")
+func (h *Host) nft(ctx context.Context) ([]string, error) {
+	text, err := h.Run(ctx, "nft", "-s", "list", "ruleset")
 	if err != nil {
 		return nil, err
 	}
@@ -167,8 +167,8 @@ func (e *Engine) nft(ctx context.Context) ([]string, error) {
 
 // namespaces lists the pinned ones, and the files in usernet's folder, pinned or not. (Docker removes its own files a
 // minute after their pins.)
-func (e *Engine) namespaces(context.Context) ([]string, error) {
-	f, err := os.Open(e.proc("mountinfo"))
+func (h *Host) namespaces(context.Context) ([]string, error) {
+	f, err := os.Open(h.proc("mountinfo"))
 	if err != nil {
 		return nil, err
 	}
@@ -179,9 +179,9 @@ func (e *Engine) namespaces(context.Context) ([]string, error) {
 			lines = append(lines, "pin "+fields[4])
 		}
 	}
-	err = filepath.WalkDir(e.Path(RunDir), func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(h.Path(RunDir), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
-			lines = append(lines, "file "+strings.TrimPrefix(path, e.Path("")))
+			lines = append(lines, "file "+strings.TrimPrefix(path, h.Path("")))
 		}
 		return nil // gone meanwhile
 	})
@@ -189,10 +189,10 @@ func (e *Engine) namespaces(context.Context) ([]string, error) {
 }
 
 // sockets lists the listening TCP and the unconnected UDP sockets.
-func (e *Engine) sockets(context.Context) ([]string, error) {
+func (h *Host) sockets(context.Context) ([]string, error) {
 	var lines []string
 	for proto, listening := range map[string]string{"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07", "raw": "07", "raw6": "07"} {
-		b, err := os.ReadFile(e.proc("net/" + proto))
+		b, err := os.ReadFile(h.proc("net/" + proto))
 		if err != nil {
 			return nil, err
 		}
@@ -232,8 +232,8 @@ func procAddr(s string) (string, error) {
 }
 
 // processes lists the names of the processes in the pretend host.
-func (e *Engine) processes(context.Context) ([]string, error) {
-	entries, err := os.ReadDir(e.Path("/proc"))
+func (h *Host) processes(context.Context) ([]string, error) {
+	entries, err := os.ReadDir(h.Path("/proc"))
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +242,7 @@ func (e *Engine) processes(context.Context) ([]string, error) {
 		if _, err := strconv.Atoi(d.Name()); err != nil {
 			continue
 		}
-		if b, err := os.ReadFile(e.Path("/proc/" + d.Name() + "/comm")); err == nil {
+		if b, err := os.ReadFile(h.Path("/proc/" + d.Name() + "/comm")); err == nil {
 			lines = append(lines, strings.TrimSpace(string(b)))
 		}
 	}
@@ -250,11 +250,11 @@ func (e *Engine) processes(context.Context) ([]string, error) {
 }
 
 // usernetState is what usernet ps says, one object of every list a line.
-func (e *Engine) usernetState(ctx context.Context) ([]string, error) {
-	if !e.UsernetRunning() {
+func (h *Host) usernetState(ctx context.Context) ([]string, error) {
+	if !h.UsernetRunning() {
 		return nil, nil
 	}
-	text, err := e.Usernet(ctx, "ps", "--json", "--control-socket", ControlSocket)
+	text, err := h.Usernet(ctx, "ps", "--json", "--control-socket", ControlSocket)
 	if err != nil {
 		return nil, err
 	}
@@ -284,11 +284,11 @@ func flatten(path string, v any, lines []string) []string {
 }
 
 // descriptors lists the namespaces and TUNs that usernet has open.
-func (e *Engine) descriptors(context.Context) ([]string, error) {
-	if !e.UsernetRunning() {
+func (h *Host) descriptors(context.Context) ([]string, error) {
+	if !h.UsernetRunning() {
 		return nil, nil
 	}
-	dir := fmt.Sprintf("/proc/%d/fd", e.usernet.cmd.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d/fd", h.usernet.cmd.Process.Pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,135 @@
+package netavark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// startTimeout bounds how long a new daemon may take until it listens; it then has no network yet to bring back that
+// could take long.
+const startTimeout = 20 * time.Second
+
+// start starts a daemon that outlives this process, Podman and the unit they run in, and returns when it listens. Of
+// several that want one at the same time, one starts it and the others wait.
+//
+// It is for machines without systemd, and for those whose administrator did not enable usernet's sockets: where they are,
+// there is always somebody who answers.
+func (p *Plugin) start(ctx context.Context) error {
+	if len(p.Serve) == 0 {
+		return fmt.Errorf("none listens on %s, and from here none can be started; do that outside of Podman", p.Socket)
+	}
+	dir := filepath.Dir(p.Socket)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "start.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := flock(lock); err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	if c, err := net.Dial("unix", p.Socket); err == nil {
+		return c.Close() // somebody was faster
+	}
+	return p.spawn(ctx, dir)
+}
+
+func flock(f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// spawn starts the daemon and waits until it says that it is ready, as it would say to systemd (sd_notify(3)).
+func (p *Plugin) spawn(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	path := filepath.Join(dir, fmt.Sprintf("start-%d.sock", os.Getpid()))
+	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer os.Remove(path)
+	defer ready.Close()
+	log, err := os.OpenFile(filepath.Join(dir, "usernet.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := osexec.Command(p.Serve[0], p.Serve[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = append(environment(), "NOTIFY_SOCKET="+path)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	unix.Umask(0o022)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	leaveCgroup(cmd.Process.Pid)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- cmd.Wait()
+		ready.SetReadDeadline(time.Unix(1, 0))
+	}()
+	defer context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Unix(1, 0)) })()
+	b := make([]byte, 4096)
+	for {
+		n, err := ready.Read(b)
+		if err == nil && strings.Contains("\n"+string(b[:n]), "\nREADY=1") {
+			return nil
+		}
+		if err == nil {
+			continue
+		}
+		select {
+		case err := <-ended:
+			return fmt.Errorf("%s: %w; %s says why", strings.Join(p.Serve, " "), err, log.Name())
+		default:
+			return errors.Join(fmt.Errorf("%s: not ready after %v; %s may say why", strings.Join(p.Serve, " "), startTimeout, log.Name()), cmd.Process.Kill())
+		}
+	}
+}
+
+// environment is what a daemon needs of ours.
+func environment() []string {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for _, name := range []string{"HOME", "XDG_RUNTIME_DIR", "TMPDIR"} {
+		if v := os.Getenv(name); v != "" {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// leaveCgroup moves a process out of the control group of whoever started Podman, with which a service manager would
+// kill it, as far as we may.
+func leaveCgroup(pid int) {
+	// Version 2 is mounted on the directory itself, the hierarchies of version 1 below it.
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if err != nil {
+		return
+	}
+	const top = "/sys/fs/cgroup/cgroup.procs"
+	if _, err := os.Stat(top); err == nil {
+		groups = []string{top}
+	}
+	for _, g := range groups {
+		os.WriteFile(g, []byte(strconv.Itoa(pid)), 0) // an ordinary user may not
+	}
+}
