@@ -25,7 +25,7 @@ lint:
 # The race detector makes sync.Pool drop things: tests that count allocations are not built with it.
 unit:
 	$(GO) test -race $$($(GO) list ./... | grep -v /test/)
-	$(GO) test -run Alloc ./portmap
+	$(GO) test -run Alloc ./portmap ./usermode
 
 # Real engines, one at a time a package. USERNET_TEST_ENGINES=docker28 runs one of them only.
 engines:

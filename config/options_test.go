@@ -217,3 +217,14 @@ func FuzzOptions(f *testing.F) {
 		}
 	})
 }
+
+func TestMerge(t *testing.T) {
+	got, err := Merge(map[string]string{"mtu": "1400", "masquerade": "false", "icc": "false"}, map[string]string{"usernet.icc": "true", "com.docker.network.enable_ipv6": "true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// masquerade means nothing for usermode networks, and the engine's own options mean nothing to us.
+	if want := map[string]string{"mtu": "1400", "icc": "true"}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/endpoint"
 	"github.com/usernet/usernet/internal/netns"
@@ -192,19 +194,22 @@ func (n *network) defaultRoutes(c *container) []netip.Addr {
 // is not known is gone already.
 func (d *Driver) Detach(_ context.Context, networkID, id string, ns *netns.NS) error {
 	return d.teardown(networkID, id, func(n *network, c *container) error {
-		// The network may go now, and another one of the container's publish what this one did.
-		defer d.kickAll()
+		defer n.kick() // it may have been the last one
 		return n.detach(c, ns)
 	})
 }
 
-// detach takes a container off the network; ns may be nil.
+// detach takes a container off the network; ns may be nil. The kernel takes its time over a link (it waits for all
+// processors), and the firewall over its rules, so they go at the same time.
 func (n *network) detach(c *container, ns *netns.NS) error {
+	var link errgroup.Group
 	if n.segment != nil {
 		place := endpoint.Place{Netns: ns, Addresses: c.addresses(), Routes: c.routes}
-		if err := n.segment.Detach(c.Endpoint, place); err != nil {
-			return err
-		}
+		link.Go(func() error { return n.segment.Detach(c.Endpoint, place) })
+	}
+	err := n.unpublish(c, func(*published) bool { return true })
+	if err := errors.Join(err, link.Wait()); err != nil {
+		return err
 	}
 	return n.removeContainer(c)
 }

@@ -10,8 +10,15 @@ import (
 // claims tells which endpoint of a container publishes a port of it. An engine may want all ports of a container on
 // each of its networks, and the host port is there only once.
 type claims struct {
+	freed func() // called when a port is released that another endpoint of the container waits for
+
 	mu    sync.Mutex
-	taken map[claim]string // endpoints' IDs
+	taken map[claim]*claimant
+}
+
+type claimant struct {
+	endpoint string // its ID
+	wanted   bool   // another endpoint was refused
 }
 
 type claim struct {
@@ -29,16 +36,23 @@ func (cs *claims) take(c *container, p usernet.Port) (release func(), ok bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	k := claim{c.owner.ID, p.Proto, p.HostIP, p.HostPort}
-	if by, taken := cs.taken[k]; taken && by != c.ID {
+	if by := cs.taken[k]; by != nil && by.endpoint != c.ID {
+		by.wanted = true
 		return nil, false
 	}
 	if cs.taken == nil {
-		cs.taken = map[claim]string{}
+		cs.taken = map[claim]*claimant{}
 	}
-	cs.taken[k] = c.ID
-	return func() {
-		cs.mu.Lock()
-		defer cs.mu.Unlock()
-		delete(cs.taken, k)
-	}, true
+	cs.taken[k] = &claimant{endpoint: c.ID}
+	return func() { cs.release(k) }, true
+}
+
+func (cs *claims) release(k claim) {
+	cs.mu.Lock()
+	by := cs.taken[k]
+	delete(cs.taken, k)
+	cs.mu.Unlock()
+	if by != nil && by.wanted {
+		cs.freed()
+	}
 }

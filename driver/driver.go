@@ -65,6 +65,7 @@ func Open(cfg Config) (_ *Driver, err error) {
 	d := &Driver{cfg: cfg, mapper: portmap.New(cfg.Log), networks: map[string]*network{}}
 	d.host = hostnet.New(d.ownsBridge)
 	d.rules.log = cfg.Log
+	d.claims.freed = d.kickAll
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	if d.store, err = openStore(cfg.StateDir, cfg.RunDir); err != nil {
 		return nil, err

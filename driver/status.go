@@ -8,15 +8,17 @@ import (
 	"strings"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/usermode"
 )
 
 // NetworkStatus is what is known of a network now.
 type NetworkStatus struct {
 	usernet.Network
-	Name      string // the engine's, if it told
-	Up        bool   // false: it could not be brought back after a restart
-	Path      string // usermode: how TCP leaves: "splice" or "netstack"
-	PathError string // why it is netstack although the fast path was wanted
+	Name      string         // the engine's, if it told
+	Up        bool           // false: it could not be brought back after a restart
+	Path      string         // usermode: how TCP leaves: "splice" or "netstack"
+	PathError string         // why it is netstack although the fast path was wanted
+	Traffic   usermode.Stats // usermode: what it carries, and what it has turned away
 	Endpoints []EndpointStatus
 }
 
@@ -51,6 +53,7 @@ func (d *Driver) Status() []NetworkStatus {
 func (n *network) status() NetworkStatus {
 	s := NetworkStatus{Network: n.Network, Name: n.name, Up: n.segment != nil && !n.failed.Load()}
 	if s.Up && n.Options.Mode == usernet.Usermode && !n.Internal {
+		s.Traffic = n.segment.Gateway().Stats()
 		s.Path = "netstack"
 		fast, err := n.segment.Gateway().FastPath()
 		if fast {

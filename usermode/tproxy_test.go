@@ -73,6 +73,9 @@ func TestPathIsTheOneAskedFor(t *testing.T) {
 			if got := established(t, g.Netns()); got != want {
 				t.Errorf("%s: the fabric's kernel has %d connections, want %d", addr, got, want)
 			}
+			if s := g.Stats(); s.Conns != 1 || s.Pending != 0 || s.Refused != 0 {
+				t.Errorf("%s: %+v, want one connection", addr, s)
+			}
 			c.Close()
 			for deadline := time.Now().Add(5 * time.Second); established(t, g.Netns()) > 0; time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {

@@ -65,6 +65,9 @@ func table(w io.Writer, list []control.Network) error {
 		if n.Up && n.Path != "" {
 			state += ", TCP by " + n.Path
 		}
+		if t := n.Traffic; t != nil && t.Refused+t.Evicted > 0 {
+			state += fmt.Sprintf(", %d connections and %d flows over the limits", t.Refused, t.Evicted)
+		}
 		if n.PathError != "" {
 			state += " (" + n.PathError + ")"
 		}

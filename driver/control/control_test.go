@@ -90,7 +90,7 @@ func TestListAddAndRemovePorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []control.Network{{
-		ID: networkID, Mode: usernet.Usermode, Up: true, MTU: 1500, Path: "netstack",
+		ID: networkID, Mode: usernet.Usermode, Up: true, MTU: 1500, Traffic: &control.Traffic{}, Path: "netstack",
 		Subnets: []control.Subnet{{Subnet: netip.MustParsePrefix("10.200.1.0/24"), Gateway: netip.MustParseAddr("10.200.1.1")}},
 		Endpoints: []control.Endpoint{{
 			ID: endpointID, IPv4: netip.MustParsePrefix("10.200.1.2/24"), MAC: list[0].Endpoints[0].MAC, Joined: true,

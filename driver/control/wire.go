@@ -21,7 +21,20 @@ type Network struct {
 	MTU       int          `json:"mtu"`
 	Internal  bool         `json:"internal,omitempty"`
 	Subnets   []Subnet     `json:"subnets"`
+	Traffic   *Traffic     `json:"traffic,omitempty"` // of a usermode network
 	Endpoints []Endpoint   `json:"endpoints"`
+}
+
+// Traffic is what a usermode network carries out at the moment, and what it has turned away since it is up.
+type Traffic struct {
+	Conns   int    `json:"tcp_connections"`
+	Pending int    `json:"tcp_pending"` // being made
+	Flows   int64  `json:"udp_flows"`
+	Refused uint64 `json:"tcp_refused"`       // beyond a container's limit or everybody's
+	Ignored uint64 `json:"tcp_ignored"`       // likewise while being made: their senders repeat them
+	Evicted uint64 `json:"udp_evicted"`       // flows that made room for others
+	Dropped uint64 `json:"datagrams_dropped"` // broken, or not taken by the host
+	Lost    uint64 `json:"packets_lost"`      // to containers
 }
 
 // Subnet is an address range of a network.
@@ -58,6 +71,10 @@ func networkOf(s driver.NetworkStatus) Network {
 	n := Network{ID: s.ID, Name: s.Name, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
 	if n.Mode == usernet.Bridge {
 		n.Bridge = s.BridgeName()
+	}
+	if n.Mode == usernet.Usermode && n.Up && !n.Internal {
+		t := Traffic(s.Traffic)
+		n.Traffic = &t
 	}
 	for _, sub := range s.Subnets {
 		n.Subnets = append(n.Subnets, Subnet{sub.Prefix, sub.Gateway})

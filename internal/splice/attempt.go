@@ -14,10 +14,16 @@ type attempt struct {
 	slot   int32
 	timer  *timer
 	done   func(error)
+	ended  bool
 }
 
-func (a *attempt) of() *Group { return a.group }
-func (a *attempt) cut()       { a.end(ErrClosed) }
+func (a *attempt) servedBy() *worker { return a.worker }
+
+func (a *attempt) cut() {
+	if !a.ended && a.slot >= 0 {
+		a.end(ErrClosed)
+	}
+}
 
 func (a *attempt) ready(uint8, uint32) {
 	if decided, err := connected(a.fd); decided {
@@ -27,6 +33,7 @@ func (a *attempt) ready(uint8, uint32) {
 
 // end stops watching and tells the result.
 func (a *attempt) end(err error) {
+	a.ended = true
 	w := a.worker
 	// The descriptor stays open and is going to be watched for something else.
 	unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, a.fd, nil)
@@ -35,7 +42,7 @@ func (a *attempt) end(err error) {
 	w.unscheduleLocked(a.timer)
 	w.mu.Unlock()
 	a.done(err)
-	a.group.members.Done()
+	a.group.leave(a)
 }
 
 // connected tells whether the outcome of a connect(2) is known, and what it is.

@@ -140,7 +140,7 @@ type listener struct {
 	timer    *timer // while nothing is accepted
 }
 
-func (l *listener) of() *Group { return l.group }
+func (l *listener) servedBy() *worker { return l.worker }
 
 // accepts is how many connections are accepted before others have a turn.
 const accepts = 64
@@ -193,6 +193,9 @@ func (l *listener) expect(yes bool) {
 }
 
 func (l *listener) cut() {
+	if l.slot < 0 {
+		return
+	}
 	w := l.worker
 	unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, l.fd, nil)
 	w.mu.Lock()
@@ -201,5 +204,5 @@ func (l *listener) cut() {
 		w.unscheduleLocked(l.timer)
 	}
 	w.mu.Unlock()
-	l.group.members.Done()
+	l.group.leave(l)
 }

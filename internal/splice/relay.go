@@ -48,17 +48,15 @@ type end struct {
 	bulk  bool   // the last read was a full one: go on with a pipe
 }
 
-// watch begins to serve the relay.
-func (r *relay) watch() error {
-	w := r.worker
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// watchLocked begins to serve the relay.
+func (r *relay) watchLocked(w *worker) error {
 	for i := range r.ends {
 		e := &r.ends[i]
 		if err := w.watchLocked(e.fd, inputs, r, uint8(i), &e.slot); err != nil {
 			if i == 1 {
 				unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, r.ends[0].fd, nil)
 				w.unwatchLocked(r.ends[0].slot)
+				r.ends[0].slot = unwatched
 			}
 			return err
 		}
@@ -75,9 +73,13 @@ func (r *relay) refuse() {
 	}
 }
 
-func (r *relay) of() *Group { return r.group }
+func (r *relay) servedBy() *worker { return r.worker }
 
-func (r *relay) cut() { r.finish(true) }
+func (r *relay) cut() {
+	if r.ends[0].slot >= 0 {
+		r.finish(true)
+	}
+}
 
 // ready notes what has become possible, and does it.
 func (r *relay) ready(tag uint8, events uint32) {
@@ -303,7 +305,7 @@ func (r *relay) finish(reset bool) {
 	if r.done != nil {
 		r.done()
 	}
-	r.group.members.Done()
+	r.group.leave(r)
 }
 
 func retry(f func() (int, error)) (int, error) {

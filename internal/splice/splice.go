@@ -27,17 +27,31 @@ var ErrClosed = errors.New("no connections are made any more")
 type Group struct {
 	mu      sync.Mutex
 	closed  bool
+	sources map[source]struct{}
 	members sync.WaitGroup
 }
 
-// join counts one more member, unless the group was closed.
-func (g *Group) join() bool {
+// join takes one more member, unless the group was closed.
+func (g *Group) join(s source) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.closed {
-		g.members.Add(1)
+	if g.closed {
+		return false
 	}
-	return !g.closed
+	if g.sources == nil {
+		g.sources = make(map[source]struct{})
+	}
+	g.sources[s] = struct{}{}
+	g.members.Add(1)
+	return true
+}
+
+// leave is a member's last word.
+func (g *Group) leave(s source) {
+	g.mu.Lock()
+	delete(g.sources, s)
+	g.mu.Unlock()
+	g.members.Done()
 }
 
 // Close ends everything in the group and returns when it has ended. A peer of a connection that this cuts short gets a
@@ -45,9 +59,17 @@ func (g *Group) join() bool {
 func (g *Group) Close() {
 	g.mu.Lock()
 	g.closed = true
+	cut := make(map[*worker][]source)
+	for s := range g.sources {
+		cut[s.servedBy()] = append(cut[s.servedBy()], s)
+	}
 	g.mu.Unlock()
-	for _, w := range workers() {
-		w.post(func() { w.closeGroup(g) })
+	for w, sources := range cut {
+		w.post(func() {
+			for _, s := range sources {
+				s.cut()
+			}
+		})
 	}
 	g.members.Wait()
 }
@@ -69,16 +91,12 @@ func (g *Group) ServeOnDemand(fd int, log *slog.Logger, serve func(conn int, pee
 }
 
 func (g *Group) serve(l *listener) bool {
-	if !g.join() {
-		return false
-	}
-	l.group, l.worker = g, leastLoaded()
-	l.worker.mu.Lock()
-	err := l.worker.watchLocked(l.fd, l.events, l, 0, &l.slot)
-	l.worker.mu.Unlock()
-	if err != nil {
+	l.group, l.worker, l.slot = g, leastLoaded(), unwatched
+	err := l.worker.enter(g, l, func(w *worker) error {
+		return w.watchLocked(l.fd, l.events, l, 0, &l.slot)
+	})
+	if err != nil && err != ErrClosed {
 		l.log.Error("nobody accepts connections", "err", err)
-		g.members.Done()
 	}
 	return err == nil
 }
@@ -91,20 +109,15 @@ func (g *Group) Connect(fd int, limit time.Duration, done func(error)) {
 		done(err)
 		return
 	}
-	if !g.join() {
-		done(ErrClosed)
-		return
-	}
-	w := leastLoaded()
-	a := &attempt{group: g, worker: w, fd: fd, done: done}
-	w.mu.Lock()
-	err := w.watchLocked(fd, unix.EPOLLOUT, a, 0, &a.slot)
-	if err == nil {
+	a := &attempt{group: g, worker: leastLoaded(), fd: fd, slot: unwatched, done: done}
+	err := a.worker.enter(g, a, func(w *worker) error {
+		if err := w.watchLocked(fd, unix.EPOLLOUT, a, 0, &a.slot); err != nil {
+			return err
+		}
 		a.timer = w.scheduleLocked(time.Now().Add(limit), func() { a.end(os.ErrDeadlineExceeded) })
-	}
-	w.mu.Unlock()
+		return nil
+	})
 	if err != nil {
-		g.members.Done()
 		done(err)
 	}
 }
@@ -114,14 +127,9 @@ func (g *Group) Connect(fd int, limit time.Duration, done func(error)) {
 // had for it is reset, so that its peer cannot take the cut for the end.
 func (g *Group) Join(a, b int, done func()) {
 	r := &relay{group: g, worker: leastLoaded(), done: done}
-	r.ends[0].fd, r.ends[1].fd = a, b
-	if !g.join() {
+	r.ends[0], r.ends[1] = end{fd: a, slot: unwatched}, end{fd: b, slot: unwatched}
+	if r.worker.enter(g, r, r.watchLocked) != nil {
 		r.refuse()
-		return
-	}
-	if err := r.watch(); err != nil {
-		r.refuse()
-		g.members.Done()
 	}
 }
 

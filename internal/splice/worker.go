@@ -36,9 +36,12 @@ func leastLoaded() *worker {
 // source is something that a worker watches descriptors for. Its methods are called by the worker.
 type source interface {
 	ready(tag uint8, events uint32) // tag tells a source's descriptors apart
-	of() *Group
-	cut() // the group is closed
+	cut()                           // the group is closed; nothing, if it has ended already
+	servedBy() *worker              // may be called by anyone
 }
+
+// unwatched is in place of the slot of a source that could not be watched, and that a closing group may yet cut.
+const unwatched = -1
 
 // slot is a descriptor under watch. Its number and generation travel with the event: a slot that was given back and
 // taken again must not get the events of its former holder.
@@ -91,6 +94,21 @@ func (w *worker) startLocked() {
 		w.running = true
 		go w.run()
 	}
+}
+
+// enter makes s, which watch begins to watch, a member of g: both or none, as far as anybody else can see. ErrClosed: g
+// takes nobody any more.
+func (w *worker) enter(g *Group, s source, watch func(*worker) error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !g.join(s) {
+		return ErrClosed
+	}
+	err := watch(w)
+	if err != nil {
+		g.leave(s)
+	}
+	return err
 }
 
 // watchLocked has s called when fd is ready for one of events. It fills in the slot's number before anything can happen.
@@ -231,21 +249,6 @@ func (w *worker) takePosted() {
 	w.mu.Unlock()
 	for _, f := range posted {
 		f()
-	}
-}
-
-// closeGroup ends what belongs to g.
-func (w *worker) closeGroup(g *Group) {
-	w.mu.Lock()
-	var cut []source
-	for _, s := range w.slots {
-		if s.source != nil && s.source.of() == g {
-			cut = append(cut, s.source)
-		}
-	}
-	w.mu.Unlock()
-	for _, s := range cut {
-		s.cut()
 	}
 }
 
