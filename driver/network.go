@@ -9,12 +9,10 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/config"
 	"github.com/usernet/usernet/endpoint"
-	"github.com/usernet/usernet/internal/dump"
+	"github.com/usernet/usernet/internal/hostnet"
 	"github.com/usernet/usernet/internal/undo"
 	"github.com/usernet/usernet/ipam"
 )
@@ -65,7 +63,7 @@ func (d *Driver) create(n *network) (old *network, err error) {
 	if err := config.Network(n.Network); err != nil {
 		return nil, err
 	}
-	routes, err := routedPrefixes()
+	routes, err := hostnet.Routed()
 	if err != nil {
 		return nil, err
 	}
@@ -164,25 +162,6 @@ func (d *Driver) chooseSubnetsLocked(n *usernet.Network, used []netip.Prefix) er
 	}
 	n.Subnets = []usernet.Subnet{s}
 	return nil
-}
-
-// routedPrefixes are the IPv4 destinations that the host has a route for, without the default route.
-func routedPrefixes() ([]netip.Prefix, error) {
-	routes, err := dump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	var ps []netip.Prefix
-	for _, r := range routes {
-		if r.Dst == nil {
-			continue
-		}
-		a, ok := netip.AddrFromSlice(r.Dst.IP.To4())
-		if bits, _ := r.Dst.Mask.Size(); ok && bits > 0 {
-			ps = append(ps, netip.PrefixFrom(a, bits))
-		}
-	}
-	return ps, nil
 }
 
 // sameNetwork answers a repeated request: it waits for the first one and compares.

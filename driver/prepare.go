@@ -9,13 +9,14 @@ import (
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/config"
+	"github.com/usernet/usernet/internal/hostnet"
 	"github.com/usernet/usernet/ipam"
 )
 
 // PrepareNetwork checks a network that an engine is about to write down and chooses the subnets that it leaves open. taken
 // are those of networks that are not known here. Nothing is made: Attach will do that.
 func (d *Driver) PrepareNetwork(_ context.Context, want usernet.Network, taken []netip.Prefix) (usernet.Network, error) {
-	used, err := routedPrefixes()
+	used, err := hostnet.Routed()
 	if err != nil {
 		return want, err
 	}

@@ -41,19 +41,14 @@ func TestDescriptorComesWithItsRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer want.Close()
-	var got, none *os.File
-	path := serveRights(t, func(f *os.File) {
-		if got == nil {
-			got = f
-		} else {
-			none = f
-		}
-	})
+	came := make(chan *os.File, 2)
+	path := serveRights(t, func(f *os.File) { came <- f })
 	c := NewClient(path)
 	big := make([]byte, 1<<20) // more than one read of the server's
 	if err := c.passing(want).call(context.Background(), http.MethodPost, "x", big, nil); err != nil {
 		t.Fatal(err)
 	}
+	got := <-came
 	if got == nil {
 		t.Fatal("no descriptor came")
 	}
@@ -65,8 +60,12 @@ func TestDescriptorComesWithItsRequest(t *testing.T) {
 	if flags, err := unix.FcntlInt(got.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 		t.Error("children would inherit the descriptor")
 	}
-	if err := c.call(context.Background(), http.MethodGet, "x", nil, nil); err != nil || none != nil {
-		t.Errorf("without a descriptor: %v, %v", none, err)
+	if err := c.call(context.Background(), http.MethodGet, "x", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if none := <-came; none != nil {
+		none.Close()
+		t.Error("a descriptor came with a request that had none")
 	}
 }
 
