@@ -30,6 +30,7 @@ func newFabricBed(b testing.TB, fast bool) *pathBed {
 		return h.RouteReplace(&netlink.Route{Dst: dst, Gw: gateway4.Addr().AsSlice()})
 	})
 	runGateway(b, g)
+	setReno(b, p.container, p.far, g.Netns(), current(b))
 	p.netstack, p.veth = startServer(b, p.far, farHost.Addr()), startServer(b, p.far, farDirect.Addr())
 	return p
 }

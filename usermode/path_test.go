@@ -63,11 +63,7 @@ func newPathBed(b testing.TB, v variant) *pathBed {
 		b.Fatal(err)
 	}
 	runNetstack(b, s, tun)
-	for _, ns := range []*netns.NS{p.container, p.far, current(b)} {
-		if err := ns.Do(func() error { return setSysctls([]sysctl{{name: "net/ipv4/tcp_congestion_control", value: "reno"}}) }); err != nil {
-			b.Fatal(err)
-		}
-	}
+	setReno(b, p.container, p.far, current(b))
 	p.netstack, p.veth = startServer(b, p.far, farHost.Addr()), startServer(b, p.far, farDirect.Addr())
 	return p
 }
@@ -211,4 +207,16 @@ func current(t testing.TB) *netns.NS {
 	}
 	t.Cleanup(func() { ns.Close() })
 	return ns
+}
+
+// setReno has new connections of the namespaces use the congestion control that every kernel has: what some machines
+// use instead, bbr, halves by its pacing what even a plain veth carries.
+func setReno(t testing.TB, all ...*netns.NS) {
+	t.Helper()
+	for _, ns := range all {
+		err := ns.Do(func() error { return setSysctls([]sysctl{{name: "net/ipv4/tcp_congestion_control", value: "reno"}}) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
