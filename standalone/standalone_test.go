@@ -14,6 +14,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -410,6 +411,57 @@ func TestShare(t *testing.T) {
 		}
 		if len(entries) > 0 {
 			t.Errorf("sockets are left: %v", entries)
+		}
+	})
+}
+
+// Fifty at once, alone and on one network: all work, no address is given twice, and nothing is left.
+func TestManyAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, caller *syscall.Credential) {
+		dir := open(t)
+		if caller != nil {
+			os.Chown(dir, int(caller.Uid), int(caller.Gid))
+		}
+		const many = 50
+		first := command(t, caller, nil, "")
+		for _, share := range []string{"", "SHARE=net"} {
+			addrs := make([]string, many)
+			var all, up sync.WaitGroup
+			up.Add(many)
+			for i := range many {
+				all.Go(func() {
+					told := sync.OnceFunc(up.Done)
+					defer told()
+					cmd := exec.Command(first.Path, "sh", "-c", "busybox ip -4 -o addr show eth0; read go")
+					cmd.Env = append(append([]string(nil), first.Env...), "XDG_RUNTIME_DIR="+dir, share)
+					cmd.SysProcAttr = first.SysProcAttr
+					cmd.Stderr = os.Stderr
+					stdin, _ := cmd.StdinPipe()
+					stdout, _ := cmd.StdoutPipe()
+					if err := cmd.Start(); err != nil {
+						t.Errorf("command %d: %v", i, err)
+						return
+					}
+					line, _ := bufio.NewReader(stdout).ReadString('\n')
+					if f := strings.Fields(line); len(f) > 3 {
+						addrs[i] = f[3]
+					}
+					told()
+					up.Wait() // all of them are there at the same time
+					io.WriteString(stdin, "\n")
+					if err := cmd.Wait(); err != nil {
+						t.Errorf("command %d: %v", i, err)
+					}
+				})
+			}
+			all.Wait()
+			used := map[string]bool{}
+			for i, a := range addrs {
+				if a == "" || used[a] && share != "" {
+					t.Errorf("%s: command %d has the address %q", share, i, a)
+				}
+				used[a] = true
+			}
 		}
 	})
 }
