@@ -249,7 +249,7 @@ func (h *Host) processes(context.Context) ([]string, error) {
 	return lines, nil
 }
 
-// usernetState is what usernet ps says, one object of every list a line.
+// usernetState is what usernet ps says, one object of every list a line, but for what changes by itself: the traffic.
 func (h *Host) usernetState(ctx context.Context) ([]string, error) {
 	if !h.UsernetRunning() {
 		return nil, nil
@@ -262,7 +262,8 @@ func (h *Host) usernetState(ctx context.Context) ([]string, error) {
 	if err := json.Unmarshal([]byte(text), &v); err != nil {
 		return nil, fmt.Errorf("usernet ps --json: %w: %s", err, text)
 	}
-	return flatten("", v, nil), nil
+	lines := flatten("", v, nil)
+	return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, "[].traffic.") }), nil
 }
 
 // flatten writes every leaf of a JSON value with its path, without the positions in lists.
