@@ -19,7 +19,7 @@ func quadlet(r *rig) {
 	for _, name := range []string{"web.network", "web.container"} {
 		text, err := os.ReadFile(filepath.Join("../../dist/quadlet", name))
 		r.must(err)
-		text = []byte(strings.NewReplacer("docker.io/library/nginx:stable", "localhost/"+engine.Image, "mode=usermode", "mode="+r.mode.name).Replace(string(text)))
+		text = []byte(strings.NewReplacer("nginx:stable", "localhost/"+engine.Image, "mode=usermode", "mode="+r.mode.name).Replace(string(text)))
 		r.must(os.WriteFile(filepath.Join(dir, name), text, 0o644))
 	}
 	units, err := r.e.Run(r.Context(), "/usr/libexec/podman/quadlet", "-dryrun")
