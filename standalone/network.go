@@ -109,7 +109,11 @@ func (n *network) serveNames(ctx context.Context, s sockets) {
 		c.Servers = func() []netip.AddrPort { return n.cfg.Servers }
 	default:
 		follower := resolvconf.NewFollower(resolvconf.Path, n.cfg.Log)
-		n.serving.Go(func() { follower.Run(ctx) })
+		n.serving.Go(func() {
+			if err := follower.Run(ctx); err != nil {
+				n.cfg.Log.Error("changes of the host's resolvers are not seen", "error", err)
+			}
+		})
 		c.Servers = follower.Servers
 	}
 	resolver := dns.New(c)

@@ -49,17 +49,31 @@ func shareDir() (string, error) {
 		base = "/run"
 	default:
 		base = filepath.Join(os.TempDir(), fmt.Sprintf("usernet-%d", os.Geteuid()))
+		if err := os.MkdirAll(base, 0o700); err != nil {
+			return "", err
+		}
+		// Somebody else may have been faster, who could then put another socket in place of ours.
+		if err := ownDir(base); err != nil {
+			return "", err
+		}
 	}
 	dir := filepath.Join(base, "usernet", "share")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	// In /tmp, somebody else may have been faster.
+	return dir, ownDir(dir)
+}
+
+// ownDir tells whether dir is a directory, not a link to one, that nobody but the user may write in.
+func ownDir(dir string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil || st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0 {
-		return "", fmt.Errorf("%s is not the user's own", dir)
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("look at %s: %w", dir, err)
 	}
-	return dir, nil
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s is not a directory of the user's own", dir)
+	}
+	return nil
 }
 
 // runShared is Run on a shared network.

@@ -465,3 +465,24 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// In a directory that somebody else made, or may write in, another socket could be put in place of ours.
+func TestShareDirIsTheUsersOwn(t *testing.T) {
+	dir := t.TempDir()
+	for name, spoil := range map[string]func(path string) error{
+		"foreign":  func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 65534, 65534)) },
+		"writable": func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, 0o777)) },
+		"link":     func(path string) error { return os.Symlink(dir, path) },
+	} {
+		path := filepath.Join(dir, name)
+		if err := spoil(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := ownDir(path); err == nil {
+			t.Errorf("%s: taken for the user's own", name)
+		}
+	}
+	if err := ownDir(t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}

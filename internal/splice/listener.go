@@ -187,19 +187,20 @@ func (l *listener) expect(yes bool) {
 	if yes {
 		l.events = unix.EPOLLIN
 	}
-	if w.slots[l.slot].source == source(l) && l.timer == nil {
+	if l.slot != unwatched && l.timer == nil {
 		w.ctl(unix.EPOLL_CTL_MOD, l.fd, l.events, l.slot, w.slots[l.slot].gen)
 	}
 }
 
 func (l *listener) cut() {
-	if l.slot < 0 {
+	w := l.worker
+	if l.slot == unwatched {
 		return
 	}
-	w := l.worker
 	unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, l.fd, nil)
 	w.mu.Lock()
 	w.unwatchLocked(l.slot)
+	l.slot = unwatched // expect may still be called
 	if l.timer != nil {
 		w.unscheduleLocked(l.timer)
 	}

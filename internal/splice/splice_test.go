@@ -453,3 +453,19 @@ func queued(t *testing.T, c *net.TCPConn) (n int) {
 	}
 	return n
 }
+
+// Nothing comes of expecting connections when the group is closed, and closing again is no error.
+func TestExpectAfterClose(t *testing.T) {
+	ln, _, err := Listen(loopback(0), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ln)
+	var g Group
+	expect := g.ServeOnDemand(ln, slog.New(slog.DiscardHandler), func(conn int, _ netip.AddrPort) { Refuse(conn) })
+	expect(true)
+	g.Close()
+	expect(true)
+	expect(false)
+	g.Close()
+}
