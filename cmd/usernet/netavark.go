@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/usernet/usernet/config"
+	"github.com/usernet/usernet/driver/control"
 	"github.com/usernet/usernet/driver/netavark"
 )
 
@@ -18,30 +19,31 @@ func (p *program) netavark(ctx context.Context, args []string) (status int, done
 	if len(args) == 0 || !slices.Contains(netavark.Commands, args[0]) {
 		return 0, false
 	}
-	socket, serve := daemonCommand()
-	plugin := netavark.Plugin{Version: buildVersion(), Socket: socket, Serve: serve, Stdin: p.stdin, Stdout: p.stdout}
+	plugin := netavark.Plugin{Version: buildVersion(), Daemon: daemonCommand(), Stdin: p.stdin, Stdout: p.stdout}
 	return plugin.Run(ctx, args), true
 }
 
 // daemonCommand is the control socket of the daemon that belongs to the user, and how to start one there. The system's
 // daemon says in its configuration where it listens. That of an ordinary user cannot be started from where rootless Podman
 // runs a plugin: it would be in Podman's namespaces.
-func daemonCommand() (socket string, serve []string) {
+func daemonCommand() control.Daemon {
 	if os.Geteuid() != 0 || netavark.Rootless() {
-		return filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "usernet/usernet.sock"), nil
+		return control.Daemon{Socket: filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "usernet/usernet.sock")}
 	}
+	daemon := control.Daemon{Socket: config.DefaultDaemon().ControlSocket}
 	self, err := os.Executable()
 	if err != nil {
-		return config.DefaultDaemon().ControlSocket, nil
+		return daemon
 	}
-	serve = []string{self, "serve"}
+	daemon.Serve = []string{self, "serve"}
 	text, err := os.ReadFile(defaultConfig)
 	if errors.Is(err, fs.ErrNotExist) {
-		return config.DefaultDaemon().ControlSocket, serve
+		return daemon
 	}
 	cfg, err := config.ParseDaemon(text)
 	if err != nil {
-		return config.DefaultDaemon().ControlSocket, serve // the daemon will tell what is wrong with the file
+		return daemon // the daemon will tell what is wrong with the file
 	}
-	return filepath.Clean(cfg.ControlSocket), serve
+	daemon.Socket = filepath.Clean(cfg.ControlSocket)
+	return daemon
 }

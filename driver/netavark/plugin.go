@@ -24,9 +24,7 @@ const maxInput = 16 << 20
 // Plugin is one run of the plugin.
 type Plugin struct {
 	Version string // what info prints
-	Socket  string // the daemon's control socket
-	// Serve is the command line of a daemon that listens on Socket, to be started when there is none.
-	Serve []string
+	Daemon  control.Daemon
 
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -81,7 +79,7 @@ func (p *Plugin) create(ctx context.Context) (any, error) {
 	}
 	req := control.PrepareRequest{Network: spec, Taken: takenSubnets(net.ID)}
 	var got control.NetworkSpec
-	err = p.ask(ctx, func(c *control.Client) (err error) {
+	err = p.Daemon.Ask(ctx, func(c *control.Client) (err error) {
 		got, err = c.PrepareNetwork(ctx, req)
 		return err
 	})
@@ -112,7 +110,7 @@ func (p *Plugin) setup(ctx context.Context, path string) (any, error) {
 	}
 	req.Ports = held
 	var got control.Attached
-	err = p.ask(ctx, func(c *control.Client) (err error) {
+	err = p.Daemon.Ask(ctx, func(c *control.Client) (err error) {
 		got, err = c.Attach(ctx, req, ns)
 		return err
 	})
@@ -135,21 +133,9 @@ func (p *Plugin) teardown(ctx context.Context, path string) error {
 	if ns != nil {
 		defer ns.Close()
 	}
-	return p.ask(ctx, func(c *control.Client) error {
+	return p.Daemon.Ask(ctx, func(c *control.Client) error {
 		return c.Detach(ctx, ex.Network.ID, endpointID(ex), ns)
 	})
-}
-
-// ask makes a call of the daemon, and starts one when there is none.
-func (p *Plugin) ask(ctx context.Context, call func(*control.Client) error) error {
-	err := call(control.NewClient(p.Socket))
-	if !errors.Is(err, control.ErrAbsent) {
-		return err
-	}
-	if err := p.start(ctx); err != nil {
-		return fmt.Errorf("start the usernet daemon: %w", err)
-	}
-	return call(control.NewClient(p.Socket))
 }
 
 func decode[T any](r io.Reader) (v T, err error) {

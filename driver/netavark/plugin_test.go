@@ -73,7 +73,7 @@ func newBench(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
-	return &bench{t, d, netavark.Plugin{Version: "1.2.3", Socket: socket}}
+	return &bench{t, d, netavark.Plugin{Version: "1.2.3", Daemon: control.Daemon{Socket: socket}}}
 }
 
 // run runs the plugin and returns its exit status and what it printed.
@@ -243,7 +243,7 @@ func TestErrors(t *testing.T) {
 		}
 	}
 
-	b.plugin.Socket = "/nowhere/s"
+	b.plugin.Daemon.Socket = "/nowhere/s"
 	setup("start the usernet daemon", execOf("{}", "[]", addresses))
 }
 
@@ -263,7 +263,7 @@ func FuzzPlugin(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which int, stdin string) {
 		args := [][]string{{"create"}, {"setup", "/proc/self/ns/net"}, {"teardown", "/proc/self/ns/net"}}[uint(which)%3]
 		var out bytes.Buffer
-		p := netavark.Plugin{Socket: socket, Stdin: strings.NewReader(stdin), Stdout: &out}
+		p := netavark.Plugin{Daemon: control.Daemon{Socket: socket}, Stdin: strings.NewReader(stdin), Stdout: &out}
 		b := &bench{T: t}
 		b.isError(p.Run(t.Context(), args), out.String(), "")
 	})
@@ -307,7 +307,7 @@ func TestStart(t *testing.T) {
 	results := make(chan int)
 	for i := range runs {
 		p := netavark.Plugin{
-			Socket: socket, Serve: []string{"/proc/self/exe", socket},
+			Daemon: control.Daemon{Socket: socket, Serve: []string{"/proc/self/exe", socket}},
 			Stdin: strings.NewReader(fmt.Sprintf(network, "{}")), Stdout: &out[i],
 		}
 		go func() { results <- p.Run(context.Background(), []string{"create"}) }()
@@ -334,7 +334,7 @@ func TestStartFails(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	var out bytes.Buffer
 	p := netavark.Plugin{
-		Socket: socket, Serve: []string{"/proc/self/exe", socket, "fail"},
+		Daemon: control.Daemon{Socket: socket, Serve: []string{"/proc/self/exe", socket, "fail"}},
 		Stdin: strings.NewReader(fmt.Sprintf(network, "{}")), Stdout: &out,
 	}
 	(&bench{T: t}).isError(p.Run(t.Context(), []string{"create"}), out.String(), "exit status 3; "+filepath.Dir(socket)+"/usernet.log says why")

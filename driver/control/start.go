@@ -1,4 +1,4 @@
-package netavark
+package control
 
 import (
 	"context"
@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	osexec "os/exec"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,20 +16,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Daemon is a daemon that may have to be started first: what doors need that are a process for each call.
+type Daemon struct {
+	Socket string // its control socket
+	// Serve is the command line of a daemon that listens on Socket, to be started when there is none; empty: from here
+	// none can be.
+	Serve []string
+}
+
+// Ask makes a call of the daemon, and starts one when there is none.
+func (d Daemon) Ask(ctx context.Context, call func(*Client) error) error {
+	err := call(NewClient(d.Socket))
+	if !errors.Is(err, ErrAbsent) {
+		return err
+	}
+	if err := d.start(ctx); err != nil {
+		return fmt.Errorf("start the usernet daemon: %w", err)
+	}
+	return call(NewClient(d.Socket))
+}
+
 // startTimeout bounds how long a new daemon may take until it listens; it then has no network yet to bring back that
 // could take long.
 const startTimeout = 20 * time.Second
 
-// start starts a daemon that outlives this process, Podman and the unit they run in, and returns when it listens. Of
+// start starts a daemon that outlives this process, the engine and the unit they run in, and returns when it listens. Of
 // several that want one at the same time, one starts it and the others wait.
 //
 // It is for machines without systemd, and for those whose administrator did not enable usernet's sockets: where they are,
 // there is always somebody who answers.
-func (p *Plugin) start(ctx context.Context) error {
-	if len(p.Serve) == 0 {
-		return fmt.Errorf("none listens on %s, and from here none can be started; do that outside of Podman", p.Socket)
+func (d Daemon) start(ctx context.Context) error {
+	if len(d.Serve) == 0 {
+		return fmt.Errorf("none listens on %s, and from here none can be started; do that outside of the engine", d.Socket)
 	}
-	dir := filepath.Dir(p.Socket)
+	dir := filepath.Dir(d.Socket)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -41,10 +61,10 @@ func (p *Plugin) start(ctx context.Context) error {
 	if err := flock(lock); err != nil {
 		return fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	if c, err := net.Dial("unix", p.Socket); err == nil {
+	if c, err := net.Dial("unix", d.Socket); err == nil {
 		return c.Close() // somebody was faster
 	}
-	return p.spawn(ctx, dir)
+	return d.spawn(ctx, dir)
 }
 
 func flock(f *os.File) error {
@@ -57,7 +77,7 @@ func flock(f *os.File) error {
 }
 
 // spawn starts the daemon and waits until it says that it is ready, as it would say to systemd (sd_notify(3)).
-func (p *Plugin) spawn(ctx context.Context, dir string) error {
+func (d Daemon) spawn(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	path := filepath.Join(dir, fmt.Sprintf("start-%d.sock", os.Getpid()))
@@ -72,7 +92,7 @@ func (p *Plugin) spawn(ctx context.Context, dir string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := osexec.Command(p.Serve[0], p.Serve[1:]...)
+	cmd := exec.Command(d.Serve[0], d.Serve[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = append(environment(), "NOTIFY_SOCKET="+path)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -99,9 +119,9 @@ func (p *Plugin) spawn(ctx context.Context, dir string) error {
 		}
 		select {
 		case err := <-ended:
-			return fmt.Errorf("%s: %w; %s says why", strings.Join(p.Serve, " "), err, log.Name())
+			return fmt.Errorf("%s: %w; %s says why", strings.Join(d.Serve, " "), err, log.Name())
 		default:
-			return errors.Join(fmt.Errorf("%s: not ready after %v; %s may say why", strings.Join(p.Serve, " "), startTimeout, log.Name()), cmd.Process.Kill())
+			return errors.Join(fmt.Errorf("%s: not ready after %v; %s may say why", strings.Join(d.Serve, " "), startTimeout, log.Name()), cmd.Process.Kill())
 		}
 	}
 }
@@ -117,7 +137,7 @@ func environment() []string {
 	return env
 }
 
-// leaveCgroup moves a process out of the control group of whoever started Podman, with which a service manager would
+// leaveCgroup moves a process out of the control group of whoever started the engine, with which a service manager would
 // kill it, as far as we may.
 func leaveCgroup(pid int) {
 	// Version 2 is mounted on the directory itself, the hierarchies of version 1 below it.
