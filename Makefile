@@ -5,6 +5,8 @@ GO      ?= go
 # Strict: a test that would be skipped because the machine lacks something fails instead.
 export USERNET_TEST_STRICT
 export USERNET_TEST_CACHE
+# Where make demo shows what it shows: docker, none. Without it: on Docker if it is there.
+export ENGINE
 
 .PHONY: build test lint unit engines demo bench plugin setup clean
 
