@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -304,7 +303,7 @@ func (n *network) dialer(c *container) portmap.Dialer {
 // address of the way that leads to the client. To the gateway that is ours.
 type datagramsFromGateway struct{ *usermode.Gateway }
 
-func (f datagramsFromGateway) DialUDP(_, target netip.AddrPort) (*net.UDPConn, error) {
+func (f datagramsFromGateway) DialUDP(_, target netip.AddrPort) (fd int, err error) {
 	return f.Gateway.DialUDP(netip.AddrPort{}, target)
 }
 
@@ -316,7 +315,7 @@ func (f fromGateway) StartTCP(_, target netip.AddrPort) (fd int, err error) {
 	return f.Gateway.StartTCP(netip.AddrPort{}, target)
 }
 
-func (f fromGateway) DialUDP(_, target netip.AddrPort) (*net.UDPConn, error) {
+func (f fromGateway) DialUDP(_, target netip.AddrPort) (fd int, err error) {
 	return f.Gateway.DialUDP(netip.AddrPort{}, target)
 }
 

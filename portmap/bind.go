@@ -1,11 +1,9 @@
 package portmap
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"syscall"
@@ -17,7 +15,7 @@ import (
 	"github.com/usernet/usernet/internal/undo"
 )
 
-// listener is a listening socket and the host's address it is bound to.
+// listener is a socket that clients come to, and the host's address it is bound to.
 type listener struct {
 	fd int
 	at netip.Addr
@@ -28,7 +26,7 @@ type claim struct {
 	proto usernet.Proto
 	port  uint16
 	tcp   []listener
-	udp   []*net.UDPConn
+	udp   []listener
 	undo  undo.List
 }
 
@@ -120,36 +118,15 @@ func (c *claim) bind(addr netip.Addr) error {
 		c.undo.Push(func() error { return unix.Close(fd) })
 		c.port = port
 	case usernet.UDP:
-		network := "udp4"
-		if addr.Is6() {
-			network = "udp6" // Go then sets IPV6_V6ONLY on the wildcard
-		}
-		var lc net.ListenConfig
-		if addr.IsUnspecified() {
-			lc.Control = askDestination
-		}
-		conn, err := lc.ListenPacket(context.Background(), network, at.String())
+		fd, port, err := listenUDP(at)
 		if err != nil {
 			return bindError(c.proto, at, err)
 		}
-		c.udp = append(c.udp, conn.(*net.UDPConn))
-		c.undo.Push(func() error { return ifOpen(conn.Close()) })
-		c.port = addrPort(conn.LocalAddr()).Port()
+		c.udp = append(c.udp, listener{fd, addr})
+		c.undo.Push(func() error { return unix.Close(fd) })
+		c.port = port
 	}
 	return nil
-}
-
-func ifOpen(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
-}
-
-// addrPort is the address of a TCP or UDP socket.
-func addrPort(a net.Addr) netip.AddrPort {
-	ap := a.(interface{ AddrPort() netip.AddrPort }).AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // takenError is a conflict over a host port. It wraps usernet.ErrPortTaken.
@@ -176,7 +153,7 @@ func (e *takenError) findHolder() {
 	}
 }
 
-// bindError says what is wrong with at, without the layers that package net puts around the errno.
+// bindError says what is wrong with at, without the layers around the errno.
 func bindError(proto usernet.Proto, at netip.AddrPort, err error) error {
 	errno, ok := errors.AsType[syscall.Errno](err)
 	switch {
@@ -187,7 +164,7 @@ func bindError(proto usernet.Proto, at netip.AddrPort, err error) error {
 	case errno == unix.EADDRNOTAVAIL:
 		return fmt.Errorf("bind %s/%s: not an address of this host: %w", at, proto, errno)
 	case errno == unix.EACCES:
-		return fmt.Errorf("bind %s/%s: %w: a privileged port needs CAP_NET_BIND_SERVICE", at, proto, errno)
+		return fmt.Errorf("bind %s/%s: %w: a privileged port needs CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start=%d", at, proto, errno, at.Port())
 	}
 	return fmt.Errorf("bind %s/%s: %w", at, proto, errno)
 }

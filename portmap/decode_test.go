@@ -1,8 +1,10 @@
 package portmap
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -54,6 +56,47 @@ func FuzzParseDestination(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if d, ok := parseDestination(b); ok && (!d.addr.IsValid() || d.addr.Is6() && d.addr.IsMulticast()) {
 			t.Errorf("parseDestination(%x) = %v", b, d)
+		}
+	})
+}
+
+// segments is the control message that the kernel puts beside a burst.
+func segments(size int32) []byte {
+	b := make([]byte, unix.CmsgSpace(4))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_UDP, unix.UDP_GRO
+	h.SetLen(unix.CmsgLen(4))
+	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(size))
+	return b
+}
+
+func TestSegmentSize(t *testing.T) {
+	info := destination{addr: netip.MustParseAddr("2001:db8::1")}.control()
+	for _, tt := range []struct {
+		name string
+		oob  []byte
+		want int
+	}{
+		{"nothing", nil, 0},
+		{"a destination", info, 0},
+		{"a burst", segments(1200), 1200},
+		{"a burst for a destination", append(segments(1200), info...), 1200},
+		{"the other way round", append(slices.Clone(info), segments(1200)...), 1200},
+		{"negative", segments(-1), 0},
+		{"cut", segments(1200)[:unix.CmsgLen(2)], 0},
+	} {
+		if got := segmentSize(tt.oob); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func FuzzSegmentSize(f *testing.F) {
+	f.Add(segments(1200))
+	f.Add(append(segments(0), destination{addr: netip.MustParseAddr("10.200.1.2")}.control()...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n := segmentSize(b); n < 0 {
+			t.Errorf("segmentSize(%x) = %d", b, n)
 		}
 	})
 }

@@ -3,7 +3,7 @@ package portmap
 import (
 	"encoding/binary"
 	"net/netip"
-	"syscall"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,21 +16,12 @@ type destination struct {
 	ifindex uint32 // of a link-local address; otherwise 0, which leaves the choice to the routes
 }
 
-// destinationSpace is room for the control message of either family.
-func destinationSpace() int {
-	return max(unix.CmsgSpace(unix.SizeofInet4Pktinfo), unix.CmsgSpace(unix.SizeofInet6Pktinfo))
-}
-
-// askDestination makes the kernel tell the destination of every datagram. It is a net.ListenConfig's Control.
-func askDestination(network, _ string, c syscall.RawConn) (err error) {
-	level, opt := unix.IPPROTO_IP, unix.IP_PKTINFO
-	if network == "udp6" {
-		level, opt = unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO
+// askDestination makes the kernel tell the destination of every datagram that comes to fd, a socket of a's family.
+func askDestination(fd int, a netip.Addr) error {
+	if a.Is6() {
+		return os.NewSyscallError("set IPV6_RECVPKTINFO", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1))
 	}
-	if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, opt, 1) }); e != nil {
-		return e
-	}
-	return err
+	return os.NewSyscallError("set IP_PKTINFO", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_PKTINFO, 1))
 }
 
 // parseDestination reads the control messages of one datagram. ok is false for a broadcast or a multicast, which
@@ -69,4 +60,20 @@ func (d destination) control() []byte {
 		return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: d.addr.As4()})
 	}
 	return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: d.addr.As16(), Ifindex: d.ifindex})
+}
+
+// segmentSize reads the control messages of a message that is several datagrams: it is how many bytes each has but for
+// the last (UDP_GRO). 0: it is one.
+func segmentSize(oob []byte) int {
+	for len(oob) >= unix.SizeofCmsghdr {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return 0
+		}
+		if h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO && len(data) >= 4 {
+			return max(int(int32(binary.NativeEndian.Uint32(data))), 0)
+		}
+		oob = rest
+	}
+	return 0
 }

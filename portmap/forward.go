@@ -1,11 +1,9 @@
 package portmap
 
 import (
-	"context"
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/splice"
@@ -55,11 +53,11 @@ func (f *Forward) Close() error {
 
 // server is what the listeners of one forward share.
 type server struct {
-	dialer    Dialer
-	limits    limits
-	log       *slog.Logger
-	counters  *counters
-	datagrams *sync.Pool
+	dialer   Dialer
+	limits   limits
+	log      *slog.Logger
+	counters *counters
+	batches  *sync.Pool
 }
 
 // start serves the claim's sockets until the Forward is closed.
@@ -68,31 +66,24 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 	f.port.HostPort, f.port.HostPortEnd = c.port, c.port
 
 	r := &server{
-		dialer:    req.Dialer,
-		limits:    m.limits,
-		log:       m.log.With("port", f.port.String(), "owner", req.Owner),
-		counters:  f.counters,
-		datagrams: &m.datagrams,
+		dialer:   req.Dialer,
+		limits:   m.limits,
+		log:      m.log.With("port", f.port.String(), "owner", req.Owner),
+		counters: f.counters,
+		batches:  &m.batches,
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var serving sync.WaitGroup
-	var conns splice.Group
+	var served splice.Group
 	for _, ln := range c.tcp {
-		r.serveTCP(&conns, ln.fd, req.targets(ln.at))
+		r.serveTCP(&served, ln.fd, req.targets(ln.at))
 	}
-	flows := newFlowTable(m.limits)
-	for _, conn := range c.udp {
-		target := req.targets(addrPort(conn.LocalAddr()).Addr())[0]
-		serving.Go(func() { r.serveUDP(ctx, conn, target, flows) })
+	var udp []*udpListener
+	for _, ln := range c.udp {
+		udp = append(udp, &udpListener{fd: ln.fd, anywhere: ln.at.IsUnspecified(), target: req.targets(ln.at)[0]})
 	}
+	r.serveUDP(&served, udp)
 	f.undo.Push(func() error {
-		cancel()
-		conns.Close()
-		serving.Wait()
+		served.Close()
 		return nil
 	})
 	return f
 }
-
-// past is a deadline that ends every blocked read and write.
-var past = time.Unix(1, 0)

@@ -35,8 +35,14 @@ func processAt(proto usernet.Proto, at netip.AddrPort) string {
 		}
 		return fmt.Sprintf("%s (pid %s)", bytes.TrimSpace(comm), pid)
 	}
+	if s.uid == overflowUID {
+		return "a process of another user"
+	}
 	return fmt.Sprintf("a process of uid %d", s.uid)
 }
+
+// overflowUID stands for whoever has no number in our user namespace (kernel.overflowuid).
+const overflowUID = 65534
 
 // socketAt finds the socket in the way of at: a listening one before a connected one.
 func socketAt(proto usernet.Proto, at netip.AddrPort) (found hostSocket, ok bool) {

@@ -2,7 +2,6 @@ package portmap
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"os"
 
@@ -28,6 +27,13 @@ func (Host) StartTCP(_, target netip.AddrPort) (fd int, err error) {
 }
 
 // DialUDP connects a socket to target; no packet is sent.
-func (Host) DialUDP(_, target netip.AddrPort) (*net.UDPConn, error) {
-	return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(target))
+func (Host) DialUDP(_, target netip.AddrPort) (fd int, err error) {
+	if fd, err = socketUDP(target.Addr()); err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, splice.Sockaddr(target)); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("connect", err)
+	}
+	return fd, nil
 }

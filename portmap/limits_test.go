@@ -73,8 +73,8 @@ func newStuck(t *testing.T) stuck {
 
 func (s stuck) StartTCP(client, _ netip.AddrPort) (int, error) { return Host{}.StartTCP(client, s.at) }
 
-func (s stuck) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
-	return nil, errors.New("no such thing")
+func (s stuck) DialUDP(client, target netip.AddrPort) (int, error) {
+	return -1, errors.New("no such thing")
 }
 
 func TestTCPDialTimeout(t *testing.T) {

@@ -117,7 +117,7 @@ func (s spy) StartTCP(client, target netip.AddrPort) (int, error) {
 	return s.Dialer.StartTCP(client, target)
 }
 
-func (s spy) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
+func (s spy) DialUDP(client, target netip.AddrPort) (int, error) {
 	s.clients <- client
 	return s.Dialer.DialUDP(client, target)
 }
@@ -144,4 +144,10 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("never: %s", what)
 		}
 	}
+}
+
+// addrPort is the address of a TCP or UDP socket.
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(interface{ AddrPort() netip.AddrPort }).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,14 +17,14 @@ import (
 )
 
 // Dialer opens the container's side of a connection, without waiting for it: StartTCP returns a non-blocking socket
-// on which connect(2) was called. The caller closes what they return.
+// on which connect(2) was called, and DialUDP one that is connected. The caller closes what they return.
 //
 // client is the address the traffic came from. A Dialer that can shows it to the container as the source. It may be
 // of the other family than target, and a link-local one carries its zone; then, or when the container already has a
 // connection from that address and port, the Dialer takes an address of its own.
 type Dialer interface {
 	StartTCP(client, target netip.AddrPort) (fd int, err error)
-	DialUDP(client, target netip.AddrPort) (*net.UDPConn, error)
+	DialUDP(client, target netip.AddrPort) (fd int, err error)
 }
 
 // Request is one port to publish.
@@ -102,20 +101,20 @@ type limits struct {
 
 // Mapper publishes ports and remembers who holds which. It is safe for concurrent use.
 type Mapper struct {
-	log       *slog.Logger
-	limits    limits
-	table     table
-	datagrams sync.Pool // of *datagram, for all UDP flows
+	log     *slog.Logger
+	limits  limits
+	table   table
+	batches sync.Pool // of *batch, for all UDP flows
 }
 
 // New returns a Mapper that holds no ports. It logs refused clients at debug level and a lack of descriptors as a
 // warning.
 func New(log *slog.Logger) *Mapper {
 	return &Mapper{
-		log:       log,
-		limits:    limits{conns: 32768, flows: 4096, dial: 10 * time.Second, idle: 90 * time.Second},
-		table:     table{held: make(map[slot][]holding)},
-		datagrams: sync.Pool{New: newDatagram},
+		log:     log,
+		limits:  limits{conns: 32768, flows: 4096, dial: 10 * time.Second, idle: 90 * time.Second},
+		table:   table{held: make(map[slot][]holding)},
+		batches: sync.Pool{New: newBatch},
 	}
 }
 

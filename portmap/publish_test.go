@@ -387,7 +387,7 @@ func TestPrivilegedPort(t *testing.T) {
 		_, err := m.Publish(Request{Port: p, Addr4: container, Dialer: Host{}})
 		result <- err
 	}()
-	const want = "bind 0.0.0.0:80/udp: permission denied: a privileged port needs CAP_NET_BIND_SERVICE"
+	const want = "bind 0.0.0.0:80/udp: permission denied: a privileged port needs CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start=80"
 	if err := <-result; err == nil || err.Error() != want || !errors.Is(err, unix.EACCES) {
 		t.Errorf("error\n got %v\nwant %s", err, want)
 	}

@@ -39,7 +39,7 @@ func udpEcho(t testing.TB, host netip.Addr) uint16 {
 	c := udpServer(t, host, 0)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for b := make([]byte, len(datagram{})); ; {
+		for b := make([]byte, maxMessage); ; {
 			n, from, err := c.ReadFromUDPAddrPort(b)
 			if err != nil {
 				return
@@ -72,7 +72,7 @@ func udpExchange(t testing.TB, c *net.UDPConn, b []byte) {
 	if _, err := c.Write(b); err != nil {
 		t.Fatal(err)
 	}
-	got := make([]byte, len(datagram{}))
+	got := make([]byte, maxMessage)
 	if n, err := c.Read(got); err != nil || !bytes.Equal(got[:n], b) {
 		t.Fatalf("%v to %v: got %d bytes (%v), want the %d that were sent", c.LocalAddr(), c.RemoteAddr(), n, err, len(b))
 	}
@@ -260,22 +260,27 @@ func TestUDPRefusedFlowLivesOn(t *testing.T) {
 	}
 }
 
-// send alone: with no reader to take the ICMP error first, it is the write that gets it.
-func TestFlowSendOutlivesAnError(t *testing.T) {
+// A send alone: with no reader to take the ICMP error first, it is the send that gets it.
+func TestOutboxOutlivesAnError(t *testing.T) {
 	newMapper(t)
 	probe := udpServer(t, container, 0)
 	port := addrPort(probe.LocalAddr()).Port()
 	probe.Close()
-	conn, err := Host{}.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(container, port))
+	fd, err := Host{}.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(container, port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	f := &flow{conn: conn}
-	f.send([]byte("lost")) // loopback: the answer is there when this returns
+	defer unix.Close(fd)
+	var out outbox
+	send := func(text string) {
+		out.open(&route{fd: fd})
+		out.add([]byte(text), len(text))
+		out.flush()
+	}
+	send("lost") // loopback: the answer is there when this returns
 	server := udpServer(t, container, port)
 	server.SetDeadline(time.Now().Add(patience))
-	f.send([]byte("kept"))
+	send("kept")
 	b := make([]byte, 10)
 	if n, err := server.Read(b); err != nil || string(b[:n]) != "kept" {
 		t.Errorf("the server read %q, %v", b[:n], err)
@@ -338,23 +343,24 @@ func TestFlowTableClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		flows := newFlowTable(limits{flows: 10, idle: 90 * time.Second})
 		f := &flow{key: flowKey{client: netip.MustParseAddrPort("192.0.2.1:5000")}}
-		flows.add(f)
+		flows.add(f, flows.now())
 		time.Sleep(60 * time.Second)
-		if left := flows.expire(f); left != 30*time.Second {
+		if left := flows.left(f, flows.now()); left != 30*time.Second || flows.expired(flows.now()) != nil {
 			t.Errorf("after 60 s of 90 it has %v left", left)
 		}
-		if flows.use(f.key) != f {
+		if flows.use(f.key, flows.now()) != f {
 			t.Error("the flow is gone before its time")
 		}
 		time.Sleep(89 * time.Second)
-		if left := flows.expire(f); left != time.Second {
+		if left := flows.left(f, flows.now()); left != time.Second || flows.expired(flows.now()) != nil {
 			t.Errorf("89 s after its last packet it has %v left", left)
 		}
 		time.Sleep(time.Second)
-		if left := flows.expire(f); left != 0 {
-			t.Errorf("90 s after its last packet it has %v left", left)
+		if flows.expired(flows.now()) != f {
+			t.Error("90 s after its last packet it has not expired")
 		}
-		if flows.use(f.key) != nil {
+		flows.remove(f)
+		if flows.use(f.key, flows.now()) != nil || flows.idlest() != nil {
 			t.Error("the flow outlived its time")
 		}
 	})
@@ -394,10 +400,10 @@ type failFirst struct {
 	failed bool
 }
 
-func (d *failFirst) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
+func (d *failFirst) DialUDP(client, target netip.AddrPort) (int, error) {
 	if !d.failed {
 		d.failed = true
-		return nil, errors.New("not yet")
+		return -1, errors.New("not yet")
 	}
 	return d.Host.DialUDP(client, target)
 }
@@ -429,17 +435,5 @@ func TestUDPCloseDuringTraffic(t *testing.T) {
 	c.Write([]byte("hello"))
 	if _, err := c.Read(make([]byte, 10)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("after Close the port answers %v, want connection refused", err)
-	}
-}
-
-func BenchmarkUDPExchange(b *testing.B) {
-	m := newMapper(b)
-	c := udpClient(b, at(publish(b, m, udpPort(udpEcho(b, container)), Host{}), "127.0.0.1"))
-	c.SetDeadline(time.Time{})
-	buf := make([]byte, 100)
-	b.ReportAllocs()
-	for b.Loop() {
-		c.Write(buf)
-		c.Read(buf)
 	}
 }

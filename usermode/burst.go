@@ -66,7 +66,7 @@ func (b *burst) flush() {
 		case unix.EAGAIN, unix.ENOBUFS:
 			f.table.dropped.Add(uint64(b.n))
 			return
-		case unix.EINVAL, unix.EIO:
+		case unix.EINVAL, unix.EIO, unix.EMSGSIZE:
 			// Longer than the way to the destination is wide, or not to be had for it, or in this kernel.
 			f.single = true
 		}

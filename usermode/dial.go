@@ -3,7 +3,6 @@ package usermode
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 
@@ -25,21 +24,14 @@ func (g *Gateway) StartTCP(client, target netip.AddrPort) (fd int, err error) {
 	return fd, nil
 }
 
-// DialUDP is StartTCP for datagrams. The socket is connected: only target's datagrams arrive on it, and a Read or Write
+// DialUDP is StartTCP for datagrams. The socket is connected: only target's datagrams arrive on it, and a read or write
 // returns ECONNREFUSED when nobody listens there. A client port that has one flow in the fabric already, to whatever
 // target, does not show in the next.
-func (g *Gateway) DialUDP(client, target netip.AddrPort) (*net.UDPConn, error) {
-	fd, err := g.dial(unix.SOCK_DGRAM, client, target)
-	if err != nil {
-		return nil, fmt.Errorf("dial udp %s: %w", target, err)
+func (g *Gateway) DialUDP(client, target netip.AddrPort) (fd int, err error) {
+	if fd, err = g.dial(unix.SOCK_DGRAM, client, target); err != nil {
+		return -1, fmt.Errorf("dial udp %s: %w", target, err)
 	}
-	f := os.NewFile(uintptr(fd), target.String())
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("dial udp %s: %w", target, err)
-	}
-	return c.(*net.UDPConn), nil
+	return fd, nil
 }
 
 // dial returns a socket in the fabric that is connected to target, or about to be, with the best source address that

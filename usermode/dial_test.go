@@ -64,6 +64,21 @@ func dialTCP(g *Gateway, client, target netip.AddrPort) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
+// dialUDP dials as portmap does.
+func dialUDP(g *Gateway, client, target netip.AddrPort) (*net.UDPConn, error) {
+	fd, err := g.DialUDP(client, target)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), target.String())
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
+}
+
 // connected waits for the outcome of a connect.
 func connected(fd int, limit time.Duration) error {
 	var group splice.Group
@@ -255,7 +270,7 @@ func TestDialUDP(t *testing.T) {
 			server.SetDeadline(time.Now().Add(5 * time.Second))
 			// The same client port once more: the first flow keeps it.
 			for i, port := range []bool{true, false} {
-				c, err := g.DialUDP(f.client, f.container)
+				c, err := dialUDP(g, f.client, f.container)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -266,7 +281,7 @@ func TestDialUDP(t *testing.T) {
 					t.Errorf("flow %d: the container saw %s, want %s, with its port: %v", i, from, f.client, port)
 				}
 			}
-			c, err := g.DialUDP(netip.MustParseAddrPort("127.0.0.1:5000"), f.container)
+			c, err := dialUDP(g, netip.MustParseAddrPort("127.0.0.1:5000"), f.container)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -309,7 +324,7 @@ func TestDialUDPTakesNoAnswerFromOthers(t *testing.T) {
 	defer server.Close()
 	intruder := inside(t, two, func() (net.PacketConn, error) { return net.ListenPacket("udp4", "10.200.1.3:80") })
 	defer intruder.Close()
-	c, err := g.DialUDP(client4, target)
+	c, err := dialUDP(g, client4, target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +344,7 @@ func TestDialRefused(t *testing.T) {
 		if c, err := dialTCP(g, f.client, f.container); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("%s: DialTCP: %v, %v, want refused", f.name, c, err)
 		}
-		c, err := g.DialUDP(f.client, f.container)
+		c, err := dialUDP(g, f.client, f.container)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,6 +32,7 @@ type Config struct {
 	MTU      int                   // bytes, at least 1280 unless Internal; 0 means 1500
 	Internal bool                  // no way out of the network and none in
 	Blocked  func(netip.Addr) bool // further addresses that containers must not reach; must not wait; may be nil
+	Host     func() netip.Addr     // what HostAlias stands for; must not wait; nil: it is no address
 	Log      *slog.Logger          // nil: nothing is logged
 
 	FastPath  bool // splice TCP connections out of the network in the kernel, where it has what that needs
@@ -92,12 +93,12 @@ func Open(cfg Config) (g *Gateway, err error) {
 
 // newGateway makes the gateway of f, whose descriptors it owns unless it fails.
 func newGateway(f *fabric, m socketMaker) (*Gateway, error) {
-	g := &Gateway{fabric: f, sockets: &sockets{maker: m}}
+	g := &Gateway{fabric: f, sockets: &sockets{maker: m, spare: make(map[socketType][]int)}}
 	f.undo.Push(g.sockets.close)
 	if f.cfg.Internal {
 		return g, nil
 	}
-	resolve := policy{own: g.prefixes(), blocked: f.cfg.Blocked}.resolve
+	resolve := policy{own: g.prefixes(), blocked: f.cfg.Blocked, host: f.cfg.Host}.resolve
 	if len(f.listeners) > 0 {
 		g.fast = newFastPath(f, resolve)
 	}

@@ -86,7 +86,7 @@ func TestBorrowedFabric(t *testing.T) {
 				t.Fatalf("the container saw %s, want %s", got, f.client)
 			}
 		}
-		c, err := g.DialUDP(f.client, f.container)
+		c, err := dialUDP(g, f.client, f.container)
 		if err != nil {
 			t.Fatal(err)
 		}

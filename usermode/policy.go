@@ -36,11 +36,20 @@ func containedIn(prefixes []netip.Prefix, a netip.Addr) bool {
 type policy struct {
 	own     []netip.Prefix        // the network's subnets, which the fabric's kernel routes
 	blocked func(netip.Addr) bool // nil: nothing more
+	host    func() netip.Addr     // nil: HostAlias is an address like others
 }
+
+// HostAlias is what rootless Podman writes into its containers' /etc/hosts as host.containers.internal: pasta makes it
+// the host's own address (--map-guest-addr).
+var HostAlias = netip.AddrFrom4([4]byte{169, 254, 1, 2})
 
 // resolve returns the address that the host connects to when a container opens a flow to dst; false: the flow is
 // refused.
 func (p policy) resolve(dst netip.Addr) (netip.Addr, bool) {
+	if dst == HostAlias && p.host != nil {
+		host := p.host()
+		return host, host.IsValid()
+	}
 	if isReserved(dst) || containedIn(p.own, dst) || p.blocked != nil && p.blocked(dst) {
 		return netip.Addr{}, false
 	}

@@ -61,3 +61,21 @@ func TestPolicy(t *testing.T) {
 		t.Error("a policy without a block list refused an ordinary address")
 	}
 }
+
+func TestPolicyHostAlias(t *testing.T) {
+	host := netip.MustParseAddr("192.0.2.7")
+	p := policy{host: func() netip.Addr { return host }}
+	if got, ok := p.resolve(HostAlias); got != host || !ok {
+		t.Errorf("resolve(%s) = %s, %t, want the host", HostAlias, got, ok)
+	}
+	if _, ok := p.resolve(HostAlias.Next()); ok {
+		t.Error("resolve allowed the neighbour of the host's alias")
+	}
+	host = netip.Addr{}
+	if _, ok := p.resolve(HostAlias); ok {
+		t.Error("resolve allowed a host without an address")
+	}
+	if _, ok := (policy{}).resolve(HostAlias); ok {
+		t.Error("resolve allowed the alias where it stands for nothing")
+	}
+}

@@ -53,38 +53,30 @@ func makeSockets(kind int, a netip.Addr, n int) (fds []int, err error) {
 	return nil, err
 }
 
-// sockets makes sockets in a fabric, TCP ones in advance. It is safe for concurrent use.
+// sockets makes sockets in a fabric, in advance. It is safe for concurrent use.
 type sockets struct {
 	maker socketMaker
 
-	mu     sync.Mutex
-	spare4 []int
-	spare6 []int
+	mu    sync.Mutex
+	spare map[socketType][]int
 }
+
+type socketType struct{ family, kind int }
 
 // take returns a new socket for addresses of a's family, which the caller closes.
 func (s *sockets) take(kind int, a netip.Addr) (fd int, err error) {
-	if kind != unix.SOCK_STREAM {
-		fds, err := s.maker.sockets(kind, a, 1)
-		if err != nil {
-			return -1, err
-		}
-		return fds[0], nil
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	spare := &s.spare4
-	if a.Is6() {
-		spare = &s.spare6
-	}
-	if len(*spare) == 0 {
-		if *spare, err = s.maker.sockets(kind, a, socketBatch); err != nil {
+	of := socketType{familyOf(a), kind}
+	spare := s.spare[of]
+	if len(spare) == 0 {
+		if spare, err = s.maker.sockets(kind, a, socketBatch); err != nil {
 			return -1, err
 		}
 	}
-	last := len(*spare) - 1
-	fd, *spare = (*spare)[last], (*spare)[:last]
-	return fd, nil
+	last := len(spare) - 1
+	s.spare[of] = spare[:last]
+	return spare[last], nil
 }
 
 // close closes those that nobody has taken.
@@ -92,9 +84,11 @@ func (s *sockets) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for _, fd := range append(s.spare4, s.spare6...) {
-		errs = append(errs, unix.Close(fd))
+	for _, spare := range s.spare {
+		for _, fd := range spare {
+			errs = append(errs, unix.Close(fd))
+		}
 	}
-	s.spare4, s.spare6 = nil, nil
+	clear(s.spare)
 	return errors.Join(errs...)
 }

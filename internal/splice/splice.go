@@ -1,6 +1,6 @@
 // Package splice serves TCP connections by a few threads, one for each processor: it accepts them, waits for those that
 // are being made, and joins two into one, in the kernel as far as it goes (splice(2)). It does not know where
-// connections lead; whoever serves them dials.
+// connections lead; whoever serves them dials. For descriptors of other kinds it only waits (Group.Watch).
 //
 // It works on bare descriptors of non-blocking sockets and waits for them by epoll(7) itself. With a goroutine for
 // each direction, the runtime's poller wakes one thread that wakes another, and on a machine whose processors are busy
@@ -27,31 +27,37 @@ var ErrClosed = errors.New("no connections are made any more")
 type Group struct {
 	mu      sync.Mutex
 	closed  bool
-	sources map[source]struct{}
-	members sync.WaitGroup
+	members map[member]struct{}
+	present sync.WaitGroup
+}
+
+// member is what ends with its group.
+type member interface {
+	cut()              // called by the worker: the group is closed; nothing, if the member has ended already
+	servedBy() *worker // may be called by anyone
 }
 
 // join takes one more member, unless the group was closed.
-func (g *Group) join(s source) bool {
+func (g *Group) join(m member) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return false
 	}
-	if g.sources == nil {
-		g.sources = make(map[source]struct{})
+	if g.members == nil {
+		g.members = make(map[member]struct{})
 	}
-	g.sources[s] = struct{}{}
-	g.members.Add(1)
+	g.members[m] = struct{}{}
+	g.present.Add(1)
 	return true
 }
 
 // leave is a member's last word.
-func (g *Group) leave(s source) {
+func (g *Group) leave(m member) {
 	g.mu.Lock()
-	delete(g.sources, s)
+	delete(g.members, m)
 	g.mu.Unlock()
-	g.members.Done()
+	g.present.Done()
 }
 
 // Close ends everything in the group and returns when it has ended. A peer of a connection that this cuts short gets a
@@ -59,19 +65,19 @@ func (g *Group) leave(s source) {
 func (g *Group) Close() {
 	g.mu.Lock()
 	g.closed = true
-	cut := make(map[*worker][]source)
-	for s := range g.sources {
-		cut[s.servedBy()] = append(cut[s.servedBy()], s)
+	cut := make(map[*worker][]member)
+	for m := range g.members {
+		cut[m.servedBy()] = append(cut[m.servedBy()], m)
 	}
 	g.mu.Unlock()
-	for w, sources := range cut {
+	for w, members := range cut {
 		w.post(func() {
-			for _, s := range sources {
-				s.cut()
+			for _, m := range members {
+				m.cut()
 			}
 		})
 	}
-	g.members.Wait()
+	g.present.Wait()
 }
 
 // Serve calls serve for every connection that the listening socket fd accepts, until the group is closed; serve owns the

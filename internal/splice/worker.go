@@ -33,11 +33,9 @@ func leastLoaded() *worker {
 	return best
 }
 
-// source is something that a worker watches descriptors for. Its methods are called by the worker.
+// source is something that a worker watches descriptors for.
 type source interface {
-	ready(tag uint8, events uint32) // tag tells a source's descriptors apart
-	cut()                           // the group is closed; nothing, if it has ended already
-	servedBy() *worker              // may be called by anyone
+	ready(tag uint8, events uint32) // called by the worker; tag tells a source's descriptors apart
 }
 
 // unwatched is in place of the slot of a source that could not be watched, and that a closing group may yet cut.
@@ -96,17 +94,17 @@ func (w *worker) startLocked() {
 	}
 }
 
-// enter makes s, which watch begins to watch, a member of g: both or none, as far as anybody else can see. ErrClosed: g
+// enter makes m, which watch begins to watch, a member of g: both or none, as far as anybody else can see. ErrClosed: g
 // takes nobody any more.
-func (w *worker) enter(g *Group, s source, watch func(*worker) error) error {
+func (w *worker) enter(g *Group, m member, watch func(*worker) error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !g.join(s) {
+	if !g.join(m) {
 		return ErrClosed
 	}
 	err := watch(w)
 	if err != nil {
-		g.leave(s)
+		g.leave(m)
 	}
 	return err
 }
@@ -160,6 +158,10 @@ func (w *worker) ctl(op, fd int, events uint32, n, gen int32) error {
 func (w *worker) post(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.postLocked(f)
+}
+
+func (w *worker) postLocked(f func()) {
 	w.posted = append(w.posted, f)
 	w.startLocked()
 	w.wake()
