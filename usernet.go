@@ -32,6 +32,9 @@ const (
 	Usermode Mode = "usermode"
 	// Bridge networks are routed by the host's kernel: bridge, veth, masquerade, DNAT.
 	Bridge Mode = "bridge"
+	// Foreign networks are somebody else's, and so are the interfaces of the containers on them: usernet publishes ports of
+	// theirs and that is all. No user can ask for one.
+	Foreign Mode = "foreign"
 )
 
 // Subnet is one address range of a network.
@@ -39,6 +42,8 @@ type Subnet struct {
 	Prefix   netip.Prefix // masked
 	Gateway  netip.Addr   // the network's own address in Prefix; zero: it has none
 	Reserved []netip.Addr // addresses that must never be given to an endpoint
+	First    netip.Addr   // endpoints that bring no address get one from here on; zero: from the beginning
+	Last     netip.Addr   // to here; zero: to the end
 }
 
 // Options are what a user chooses for a network, after config has checked it.
@@ -62,9 +67,11 @@ type Options struct {
 type Network struct {
 	ID       string // the engine's ID, 64 hex digits from Docker
 	Internal bool   // no way out of the network and none in
-	IPv6     bool   // the engine enabled IPv6 on it
-	Subnets  []Subnet
-	Options  Options
+	// Unaddressed networks have no subnets: their containers get addresses from elsewhere.
+	Unaddressed bool
+	IPv6        bool // the engine enabled IPv6 on it
+	Subnets     []Subnet
+	Options     Options
 }
 
 // MTU is the number of bytes an IP packet on the network may have.

@@ -16,7 +16,7 @@ import (
 
 // Daemon is the configuration of usernet serve.
 type Daemon struct {
-	PluginSocket  string            // where Docker finds the driver
+	PluginSocket  string            // where Docker finds the driver; "": nowhere
 	ControlSocket string            // where usernet ps and its like find the daemon
 	StateDir      string            // what must survive a reboot
 	RunDir        string            // what must not
@@ -24,13 +24,24 @@ type Daemon struct {
 	Defaults      map[string]string // options of every network that does not give them, by their short names; nil: none
 }
 
-// DefaultDaemon is the configuration where the file says nothing.
+// DefaultDaemon is the configuration of the system's daemon where the file says nothing.
 func DefaultDaemon() Daemon {
 	return Daemon{
 		PluginSocket:  "/run/docker/plugins/usernet.sock",
 		ControlSocket: "/run/usernet/usernet.sock",
 		StateDir:      "/var/lib/usernet",
 		RunDir:        "/run/usernet",
+		LogLevel:      slog.LevelInfo,
+	}
+}
+
+// UserDaemon is that of an ordinary user's daemon, whose directories for what belongs to a login ($XDG_RUNTIME_DIR) and
+// for what lasts ($XDG_STATE_HOME) are given. Docker cannot use it.
+func UserDaemon(runtime, state string) Daemon {
+	return Daemon{
+		ControlSocket: filepath.Join(runtime, "usernet/usernet.sock"),
+		StateDir:      filepath.Join(state, "usernet"),
+		RunDir:        filepath.Join(runtime, "usernet"),
 		LogLevel:      slog.LevelInfo,
 	}
 }
@@ -45,9 +56,9 @@ type daemonFile struct {
 	Defaults      map[string]any `toml:"defaults"`
 }
 
-// ParseDaemon reads the daemon's file, TOML (toml.io, version 1.0). What it does not give is as in DefaultDaemon; what is
-// not known in it is an error. Errors name the line where that is known.
-func ParseDaemon(text []byte) (Daemon, error) {
+// ParseDaemon reads the daemon's file, TOML (toml.io, version 1.0). What it does not give is as in base; what is not known
+// in it is an error. Errors name the line where that is known.
+func ParseDaemon(text []byte, base Daemon) (Daemon, error) {
 	var f daemonFile
 	meta, err := toml.Decode(string(text), &f)
 	var syntax toml.ParseError
@@ -60,7 +71,7 @@ func ParseDaemon(text []byte) (Daemon, error) {
 	for _, key := range meta.Undecoded() {
 		return Daemon{}, invalid("configuration%s: unknown setting %s", lineOf(text, key), key)
 	}
-	d := DefaultDaemon()
+	d := base
 	if err := paths(text, f, &d); err != nil {
 		return Daemon{}, err
 	}

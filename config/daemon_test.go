@@ -25,7 +25,7 @@ log_level = "WARN"
 mtu = 1400
 "com.docker.network.bridge.enable_icc" = false
 host_binding = "127.0.0.1"
-`))
+`), DefaultDaemon())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,6 +33,17 @@ host_binding = "127.0.0.1"
 		PluginSocket: "/a/b.sock", ControlSocket: "/c/d.sock", StateDir: "/var/x", RunDir: "/run/x", LogLevel: slog.LevelWarn,
 		Defaults: map[string]string{"mtu": "1400", "icc": "false", "host_binding": "127.0.0.1"},
 	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
+func TestUserDaemon(t *testing.T) {
+	got, err := ParseDaemon([]byte("run_dir = \"/elsewhere\"\n"), UserDaemon("/run/user/1000", "/home/ann/.local/state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Daemon{ControlSocket: "/run/user/1000/usernet/usernet.sock", StateDir: "/home/ann/.local/state/usernet", RunDir: "/elsewhere"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -53,7 +64,7 @@ func TestParseDaemonRefused(t *testing.T) {
 		{"default for one network", "[defaults]\nsubnet = \"10.0.0.0/24\"\n", "configuration, [defaults]: invalid option subnet: it is for one network, not for all"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := ParseDaemon([]byte(tt.text))
+			_, err := ParseDaemon([]byte(tt.text), DefaultDaemon())
 			if !errors.Is(err, usernet.ErrInvalid) || !strings.HasPrefix(err.Error(), tt.want) {
 				t.Errorf("error\nwant %s…\n got %v", tt.want, err)
 			}
@@ -67,7 +78,7 @@ func TestReferenceFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asIs, err := ParseDaemon(text)
+	asIs, err := ParseDaemon(text, DefaultDaemon())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +93,7 @@ func TestReferenceFile(t *testing.T) {
 		}
 		b.WriteString(line)
 	}
-	all, err := ParseDaemon([]byte(b.String()))
+	all, err := ParseDaemon([]byte(b.String()), DefaultDaemon())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +135,7 @@ func FuzzParseDaemon(f *testing.F) {
 	f.Add([]byte("[defaults]\nmode = \"bridge\"\nmtu = 3\n"))
 	f.Add([]byte("a.b.c = [{x=1}]\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		d, err := ParseDaemon(text)
+		d, err := ParseDaemon(text, DefaultDaemon())
 		if err != nil {
 			if !errors.Is(err, usernet.ErrInvalid) {
 				t.Fatalf("%v does not wrap ErrInvalid", err)

@@ -111,6 +111,14 @@ func subnet(s usernet.Subnet) error {
 			return fmt.Errorf("reserved address %s is outside", a)
 		}
 	}
+	for _, a := range []netip.Addr{s.First, s.Last} {
+		if a.IsValid() && !s.Prefix.Contains(a) {
+			return fmt.Errorf("address %s of its range is outside", a)
+		}
+	}
+	if s.First.IsValid() && s.Last.IsValid() && s.Last.Less(s.First) {
+		return fmt.Errorf("its range ends at %s, before %s", s.Last, s.First)
+	}
 	if s.Gateway.IsValid() {
 		return gateway(s)
 	}

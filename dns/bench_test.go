@@ -33,7 +33,7 @@ func BenchmarkAnswer(b *testing.B) {
 			out := make([]byte, 0, miekg.MaxMsgSize)
 			b.ReportAllocs()
 			for b.Loop() {
-				if reply, up := r.answer(&q, out, msg, overUDP); reply == nil || up {
+				if reply, via := r.answer(&q, out, msg, peer{by: overUDP}); reply == nil || via != nil {
 					b.Fatal("not answered")
 				}
 			}

@@ -39,6 +39,10 @@ type Config struct {
 	// KeepUnqualified tells that addresses of names with a single label are not asked for upstream: what the sources do
 	// not know of them does not exist, as with Podman's own resolver. Docker's passes them on.
 	KeepUnqualified bool
+	// Client tells whether a client is answered, and the resolvers of the other networks that it is on: it may know the names
+	// there as well, and where this network has no way out, the first of theirs is taken. It is called for every question.
+	// Nil: everybody is answered, and is on this network alone.
+	Client func(client netip.Addr) (others []*Resolver, ok bool)
 	// Dial makes a connection ("udp" or "tcp") to an upstream resolver. Nil means net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Log  *slog.Logger
@@ -48,7 +52,8 @@ type Config struct {
 type Resolver struct {
 	sources  []Source
 	upstream *forwarder // nil: none
-	bare     bool       // Config.KeepUnqualified
+	client   func(netip.Addr) ([]*Resolver, bool)
+	bare     bool // Config.KeepUnqualified
 	cache    *cache
 	log      *slog.Logger
 }
@@ -57,6 +62,7 @@ type Resolver struct {
 func New(c Config) *Resolver {
 	r := &Resolver{
 		sources: append([]Source{special{}}, c.Sources...),
+		client:  c.Client,
 		bare:    c.KeepUnqualified,
 		cache:   newCache(),
 		log:     c.Log,
@@ -67,35 +73,89 @@ func New(c Config) *Resolver {
 	return r
 }
 
-// answer reads one message into q. It returns the reply, appended to out, which is nil where none is due, or that the
-// question has to go upstream.
-func (r *Resolver) answer(q *query, out, msg []byte, t transport) (reply []byte, upstream bool) {
+// peer is who asks, and how.
+type peer struct {
+	addr netip.Addr
+	by   transport
+}
+
+// answer reads one message into q. It returns the reply, appended to out, which is nil where none is due, or the
+// resolver whose upstream has to be asked.
+func (r *Resolver) answer(q *query, out, msg []byte, from peer) (reply []byte, via *Resolver) {
 	switch rcode, ok := q.parse(msg); {
 	case !ok:
-		return nil, false
+		return nil, nil
 	case rcode != miekg.RcodeSuccess:
-		return q.appendError(out, rcode), false
+		return q.appendError(out, rcode), nil
 	case q.qtype == miekg.TypeAXFR || q.qtype == miekg.TypeIXFR:
-		return q.appendError(out, miekg.RcodeRefused), false
+		return q.appendError(out, miekg.RcodeRefused), nil
 	}
-	limit := q.limit(t)
-	if q.qclass == miekg.ClassINET {
-		for _, s := range r.sources {
-			if a, ok := s.Lookup(q.name); ok {
-				return truncate(q.appendAnswer(out, a), limit), false
-			}
+	var others []*Resolver
+	if r.client != nil {
+		var ok bool
+		if others, ok = r.client(from.addr); !ok {
+			return q.appendError(out, miekg.RcodeRefused), nil
 		}
 	}
-	if r.upstream == nil || r.bare && q.unqualified() {
+	limit := q.limit(from.by)
+	if q.qclass == miekg.ClassINET {
+		if a, ok := r.lookup(q.name, others); ok {
+			return truncate(q.appendAnswer(out, a), limit), nil
+		}
+	}
+	via = r.wayOut(others)
+	if via == nil || r.bare && q.unqualified() {
 		// Podman's resolver does the same on internal networks. REFUSED would be more honest, but musl ignores every
 		// code other than NOERROR and NXDOMAIN, and programs on an internal network would wait for its timeout.
-		return q.appendAnswer(out, Answer{Missing: true, Zone: "."}), false
+		return q.appendAnswer(out, Answer{Missing: true, Zone: "."}), nil
 	}
 	if q.plain {
 		var space [keySpace]byte
-		if hit, ok := r.cache.get(out, q.appendKey(space[:0])); ok {
-			return q.adopt(hit, limit), false
+		if hit, ok := via.cache.get(out, q.appendKey(space[:0])); ok {
+			return q.adopt(hit, limit), nil
 		}
 	}
-	return nil, true
+	return nil, via
+}
+
+// lookup asks the sources, then those of the other resolvers: two networks may have names in one domain, and what does
+// not exist on the first may on the second.
+func (r *Resolver) lookup(name string, others []*Resolver) (first Answer, known bool) {
+	first, known = r.own(name)
+	if known && !first.Missing {
+		return first, true
+	}
+	for _, o := range others {
+		a, ok := o.own(name)
+		if ok && !a.Missing {
+			return a, true
+		}
+		if !known {
+			first, known = a, ok
+		}
+	}
+	return first, known
+}
+
+// own asks the resolver's own sources.
+func (r *Resolver) own(name string) (Answer, bool) {
+	for _, s := range r.sources {
+		if a, ok := s.Lookup(name); ok {
+			return a, true
+		}
+	}
+	return Answer{}, false
+}
+
+// wayOut is the first that has an upstream; nil: none.
+func (r *Resolver) wayOut(others []*Resolver) *Resolver {
+	if r.upstream != nil {
+		return r
+	}
+	for _, o := range others {
+		if o.upstream != nil {
+			return o
+		}
+	}
+	return nil
 }

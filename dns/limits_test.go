@@ -19,7 +19,7 @@ import (
 // bubble is a server in a synctest bubble, with world as upstream.
 func bubble(w *world, sources ...Source) *server {
 	r := New(Config{Sources: sources, Servers: w.list, Dial: w.dial, Log: slog.New(slog.DiscardHandler)})
-	return &server{r: r, open: make(map[string]*flight), clients: make(map[netip.Addr]int)}
+	return &server{r: r, open: make(map[flightKey]*flight), clients: make(map[netip.Addr]int)}
 }
 
 // Many who ask the same at the same time cost one question, and each gets the answer to its own.
@@ -35,7 +35,7 @@ func TestSameQuestionsAreOne(t *testing.T) {
 			q := question(name, miekg.TypeA)
 			questions = append(questions, q)
 			parsed := parsed(t, q)
-			s.forward(t.Context(), waiter{parsed, netip.AddrFrom4([4]byte{10, 200, 1, byte(i)}), parsed.limit(overUDP), func(b []byte) {
+			s.forward(t.Context(), s.r, waiter{parsed, netip.AddrFrom4([4]byte{10, 200, 1, byte(i)}), parsed.limit(overUDP), func(b []byte) {
 				replies[i] = new(miekg.Msg)
 				if err := replies[i].Unpack(b); err != nil {
 					t.Error(err)
@@ -68,7 +68,7 @@ func TestWaitingIsBounded(t *testing.T) {
 		ask := func(client byte) {
 			n++
 			q := parsed(t, question(fmt.Sprintf("host%d.example.com", n), miekg.TypeA))
-			s.forward(t.Context(), waiter{q, netip.AddrFrom4([4]byte{10, 200, 1, client}), q.limit(overUDP), func(b []byte) {
+			s.forward(t.Context(), s.r, waiter{q, netip.AddrFrom4([4]byte{10, 200, 1, client}), q.limit(overUDP), func(b []byte) {
 				mu.Lock()
 				defer mu.Unlock()
 				codes[fmt.Sprint(client, " ", miekg.RcodeToString[rcodeOf(b)])]++

@@ -20,7 +20,7 @@ const (
 // Serve answers what comes to the two sockets, either of which may be nil, until ctx is done; then it returns nil. It
 // closes them when it returns. It may be called for several pairs of sockets at once.
 func (r *Resolver) Serve(ctx context.Context, udp net.PacketConn, tcp net.Listener) error {
-	s := &server{r: r, open: make(map[string]*flight), clients: make(map[netip.Addr]int)}
+	s := &server{r: r, open: make(map[flightKey]*flight), clients: make(map[netip.Addr]int)}
 	g, ctx := errgroup.WithContext(ctx)
 	defer s.wg.Wait()
 	if udp != nil {
@@ -38,9 +38,16 @@ type server struct {
 	wg sync.WaitGroup // exchanges and TCP connections
 
 	mu      sync.Mutex
-	open    map[string]*flight // by what makes the answers the same, see query.appendKey, and the transport
+	open    map[flightKey]*flight
 	waiting int
 	clients map[netip.Addr]int // how many of the waiting ones are whose
+}
+
+// flightKey is what makes the answers to two questions the same.
+type flightKey struct {
+	via      *Resolver
+	question string // see query.appendKey; "" stands for itself alone
+	t        transport
 }
 
 // flight is one exchange with upstream and those who wait for it.
@@ -57,24 +64,24 @@ type waiter struct {
 	deliver func(reply []byte)
 }
 
-// forward asks upstream on behalf of w; if the same question is being asked already, its answer is w's too.
-func (s *server) forward(ctx context.Context, w waiter, t transport) {
-	key := ""
+// forward asks via's upstream on behalf of w; if the same question is being asked already, its answer is w's too.
+func (s *server) forward(ctx context.Context, via *Resolver, w waiter, t transport) {
+	key := flightKey{via: via, t: t}
 	if w.q.plain {
 		var space [keySpace]byte
-		key = string(w.q.appendKey(space[:0]))
+		key.question = string(w.q.appendKey(space[:0]))
 	}
-	f, leads := s.join(key+t.network(), w)
+	f, leads := s.join(key, w)
 	switch {
 	case f == nil:
 		w.deliver(w.q.appendError(nil, miekg.RcodeServerFailure))
 	case leads:
-		s.wg.Go(func() { s.fly(ctx, f, key, t) })
+		s.wg.Go(func() { s.fly(ctx, f, key) })
 	}
 }
 
 // join counts w as waiting and returns its flight and whether that is a new one; nil if too many are waiting.
-func (s *server) join(key string, w waiter) (f *flight, leads bool) {
+func (s *server) join(key flightKey, w waiter) (f *flight, leads bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.waiting >= maxWaiting || s.clients[w.client] >= maxWaitingClient {
@@ -96,7 +103,7 @@ func (s *server) join(key string, w waiter) (f *flight, leads bool) {
 }
 
 // leave ends a flight and returns those who waited for it.
-func (s *server) leave(key string, f *flight) []waiter {
+func (s *server) leave(key flightKey, f *flight) []waiter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open[key] == f {
@@ -112,17 +119,17 @@ func (s *server) leave(key string, f *flight) []waiter {
 }
 
 // fly makes the exchange that f is about and gives everybody the answer.
-func (s *server) fly(ctx context.Context, f *flight, key string, t transport) {
+func (s *server) fly(ctx context.Context, f *flight, key flightKey) {
 	start := time.Now()
-	msg, err := s.r.upstream.exchange(ctx, f.q, t)
+	msg, err := key.via.upstream.exchange(ctx, f.q, key.t)
 	if err != nil && ctx.Err() == nil {
 		s.r.log.Debug("no answer from upstream", "name", f.q.name, "type", miekg.Type(f.q.qtype),
 			"after", time.Since(start), "err", err)
 	}
-	if err == nil && key != "" {
-		s.r.cache.put(key, msg)
+	if err == nil && key.question != "" {
+		key.via.cache.put(key.question, msg)
 	}
-	for _, w := range s.leave(key+t.network(), f) {
+	for _, w := range s.leave(key, f) {
 		if err != nil {
 			w.deliver(w.q.appendError(nil, miekg.RcodeServerFailure))
 			continue

@@ -111,15 +111,15 @@ func (s *server) serveConn(ctx context.Context, c net.Conn, client netip.Addr) {
 		if msg, err = readMessage(c, in, msg[:0], &pending); err != nil {
 			return
 		}
-		reply, upstream := s.r.answer(&q, out[:0], msg, overTCP)
+		reply, via := s.r.answer(&q, out[:0], msg, peer{client, overTCP})
 		switch {
-		case upstream:
+		case via != nil:
 			pending.add()
 			deliver := func(reply []byte) {
 				box.put(reply)
 				pending.done()
 			}
-			s.forward(ctx, waiter{q.clone(), client, q.limit(overTCP), deliver}, overTCP)
+			s.forward(ctx, via, waiter{q.clone(), client, q.limit(overTCP), deliver}, overTCP)
 		case reply == nil: // not a question: there is no telling what follows
 			return
 		case !box.putWhenRoom(reply):

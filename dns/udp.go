@@ -67,11 +67,11 @@ func (s *server) serveUDP(ctx context.Context, sock net.PacketConn) error {
 		if from.Port() == 0 {
 			continue
 		}
-		reply, upstream := s.r.answer(&q, out, in[:n], overUDP)
+		reply, via := s.r.answer(&q, out, in[:n], peer{from.Addr(), overUDP})
 		switch {
-		case upstream:
+		case via != nil:
 			deliver := func(reply []byte) { s.write(conn, reply, from) }
-			s.forward(ctx, waiter{q.clone(), from.Addr(), q.limit(overUDP), deliver}, overUDP)
+			s.forward(ctx, via, waiter{q.clone(), from.Addr(), q.limit(overUDP), deliver}, overUDP)
 		case reply != nil:
 			s.write(conn, reply, from)
 		}

@@ -19,8 +19,8 @@ func offline(t testing.TB, r *Resolver, q *miekg.Msg) *miekg.Msg {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, up := r.answer(new(query), nil, msg, overUDP)
-	if up {
+	reply, via := r.answer(new(query), nil, msg, peer{by: overUDP})
+	if via != nil {
 		return nil
 	}
 	m := new(miekg.Msg)
@@ -199,11 +199,11 @@ func TestBadQuestions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			reply, up := r.answer(new(query), nil, msg, overUDP)
+			reply, via := r.answer(new(query), nil, msg, peer{by: overUDP})
 			switch {
 			case tt.want == -2 || tt.want == -1:
-				if reply != nil || up != (tt.want == -2) {
-					t.Errorf("reply %x, upstream %v", reply, up)
+				if reply != nil || (via != nil) != (tt.want == -2) {
+					t.Errorf("reply %x, upstream %v", reply, via != nil)
 				}
 			default:
 				var m miekg.Msg
@@ -250,8 +250,8 @@ func FuzzAnswer(f *testing.F) {
 	r := localResolver(func() []netip.AddrPort { return nil })
 	f.Fuzz(func(t *testing.T, msg []byte, stream bool) {
 		var q query
-		reply, up := r.answer(&q, nil, bytes.Clone(msg), transport(stream))
-		if up {
+		reply, via := r.answer(&q, nil, bytes.Clone(msg), peer{by: transport(stream)})
+		if via != nil {
 			q := q.clone()
 			q.appendKey(nil)
 			if reply, err := check(q.appendError(nil, miekg.RcodeServerFailure), q.msg); err != nil || len(reply) > q.limit(transport(stream)) {

@@ -42,7 +42,7 @@ func (m *machine) configuration(context.Context) (finding, bool) {
 		return say(Info, "you may not read %s; the daemon may be elsewhere than this looks.", m.cfg.File)
 	}
 	if m.cfg.Faulty != nil {
-		return fix("sudoedit "+m.cfg.File, Missing, "the daemon will not start: %v.", m.cfg.Faulty)
+		return fix(m.perUser("sudoedit "+m.cfg.File, "${EDITOR:-vi} "+m.cfg.File), Missing, "the daemon will not start: %v.", m.cfg.Faulty)
 	}
 	if !m.exists(m.cfg.File) {
 		return say(OK, "all defaults: there is no %s.", m.cfg.File)
@@ -57,6 +57,8 @@ func (m *machine) daemon(ctx context.Context) (finding, bool) {
 	}
 	d, err := m.cfg.Ask(ctx, socket)
 	switch {
+	case absent(err) && m.usersOwn():
+		return m.absentOfUser(ctx, socket)
 	case absent(err):
 		command := m.sudo("usernet serve")
 		if m.ask(ctx)["usernet.service"].loaded {
@@ -68,7 +70,7 @@ func (m *machine) daemon(ctx context.Context) (finding, bool) {
 	case err != nil:
 		return say(Warning, "it does not answer: %v.", plain(err))
 	case len(d.Down) > 0:
-		return fix("journalctl -u usernet", Warning, "it runs, but cannot bring back: %s. Its log says why.", strings.Join(d.Down, ", "))
+		return fix(m.perUser("journalctl -u usernet", "journalctl --user -u usernet"), Warning, "it runs, but cannot bring back: %s. Its log says why.", strings.Join(d.Down, ", "))
 	}
 	return say(OK, "it answers at %s and has %s.", socket, count(d.Networks, "network"))
 }
@@ -93,7 +95,7 @@ func (m *machine) compare(daemon string) (finding, bool) {
 	if daemon == m.cfg.Version {
 		return say(OK, "the daemon and this program are both %s.", daemon)
 	}
-	return fix(m.sudo("systemctl restart usernet"), Warning, "the daemon is %s, this program is %s. Containers survive a restart of it.", daemon, m.cfg.Version)
+	return fix(m.perUser(m.sudo("systemctl restart usernet"), "systemctl --user restart usernet"), Warning, "the daemon is %s, this program is %s. Containers survive a restart of it.", daemon, m.cfg.Version)
 }
 
 // listener is the program of the process that listens at a socket, if it is usernet; it may be systemd. The file works

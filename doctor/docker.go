@@ -69,6 +69,12 @@ func (m *machine) dockerAsleep(ctx context.Context, socket string) bool {
 // dockerDriver asks usernet as Docker does: by the socket that lies where Docker looks for drivers.
 func (m *machine) dockerDriver(ctx context.Context) (finding, bool) {
 	socket := m.cfg.Daemon.PluginSocket
+	if m.usersOwn() {
+		if _, ok := m.find("docker"); !ok {
+			return silence()
+		}
+		return fix("sudo usernet doctor", Info, "Docker's networks are in the system's daemon, which root has to look at.")
+	}
 	if m.asleep(ctx, "usernet", socket) {
 		return say(OK, "systemd starts usernet when Docker calls %s.", socket)
 	}

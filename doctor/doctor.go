@@ -92,6 +92,7 @@ var checks = []check{
 	{kernel, "vsock", (*machine).vsock},
 
 	{rights, "user namespaces", (*machine).userNamespaces},
+	{rights, "subordinate IDs", (*machine).subordinateIDs},
 	{rights, "ping", (*machine).ping},
 	{rights, "low ports", (*machine).lowPorts},
 	{rights, "open files", (*machine).openFiles},

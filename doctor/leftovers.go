@@ -35,7 +35,7 @@ func (m *machine) leftOvers(ctx context.Context) (finding, bool) {
 	for _, k := range kinds {
 		if len(k.names) > 0 {
 			what = append(what, fmt.Sprintf("%s (%s)", count(len(k.names), k.kind), shorten(k.names)))
-			commands = append(commands, m.sudo(k.remove))
+			commands = append(commands, m.perUser(m.sudo(k.remove), "podman unshare "+k.remove))
 		}
 	}
 	if len(what) == 0 {

@@ -29,7 +29,7 @@ type machine struct {
 	patience time.Duration
 
 	privileged, user trial // see try
-	units            units
+	units, ofUser    units // of the system, and the user's
 }
 
 func newMachine(cfg Config) *machine {

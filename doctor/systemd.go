@@ -21,18 +21,21 @@ type units struct {
 
 // ask asks systemd; nil if it is not in charge of this machine. Asking starts nothing.
 func (m *machine) ask(ctx context.Context) map[string]unit {
-	return m.units.get(func() map[string]unit {
-		program, ok := m.find("systemctl")
-		if !ok || !m.exists("/run/systemd/system") { // as sd_booted(3) looks
-			return nil
-		}
-		args := append([]string{"show", "--property=Id,LoadState,ActiveState,UnitFileState"}, unitNames...)
-		text, err := m.run(ctx, program, args...)
-		if err != nil {
-			return nil
-		}
-		return parseUnits(text)
-	})
+	return m.units.get(func() map[string]unit { return m.show(ctx, unitNames) })
+}
+
+// show asks for some units. flags come before them.
+func (m *machine) show(ctx context.Context, names []string, flags ...string) map[string]unit {
+	program, ok := m.find("systemctl")
+	if !ok || !m.exists("/run/systemd/system") { // as sd_booted(3) looks
+		return nil
+	}
+	args := append(flags, "show", "--property=Id,LoadState,ActiveState,UnitFileState")
+	text, err := m.run(ctx, program, append(args, names...)...)
+	if err != nil {
+		return nil
+	}
+	return parseUnits(text)
 }
 
 // parseUnits reads blocks of NAME=VALUE lines.
@@ -59,6 +62,9 @@ func parseUnits(text string) map[string]unit {
 // starts nothing.
 func (m *machine) asleep(ctx context.Context, service, socket string) bool {
 	us := m.ask(ctx)
+	if m.usersOwn() && service == "usernet" {
+		us = m.askUser(ctx)
+	}
 	listens := us[service+".socket"].active || service == "usernet" && us["usernet-control.socket"].active
 	return listens && !us[service+".service"].active && m.exists(socket)
 }
@@ -66,6 +72,9 @@ func (m *machine) asleep(ctx context.Context, service, socket string) bool {
 const enable = "systemctl enable --now usernet.socket usernet-control.socket usernet.service"
 
 func (m *machine) systemd(ctx context.Context) (finding, bool) {
+	if m.usersOwn() {
+		return m.userUnits(ctx)
+	}
 	us := m.ask(ctx)
 	if us == nil {
 		return say(Info, "it does not run this machine: start usernet serve by other means. (Podman starts it by itself.)")

@@ -30,17 +30,32 @@ type Attachment struct {
 	Endpoint    usernet.Endpoint // its IfName is needed; its addresses are in Addresses
 	Container   Container
 	Netns       *netns.NS    // the container's; open until Attach returns
+	Sandbox     string       // its path; needed on foreign networks, to see when it goes
 	Addresses   []netip.Addr // none: one of each subnet is chosen
 	Metric      int          // of the default routes
 	NoDefault   bool         // no default routes
 	Routes      []Route
 	Ports       []usernet.Port // to publish
+	Limits      Limits         // of what the container sends and receives
 	Names       bool           // the engine wants names to be resolved on the network
+	Domains     []string       // that names are in as well: db is also db.DOMAIN
 	Upstream    []netip.Addr   // DNS servers for other names; none: the host's
 }
 
 // Route is a route that is wanted in a container.
 type Route = endpoint.Route
+
+// Limits bound what a container sends and receives.
+type (
+	Limits = endpoint.Limits
+	Rate   = endpoint.Rate
+)
+
+// LinkAlias is the alias of a container's interface that Attach has made.
+const LinkAlias = endpoint.Alias
+
+// MinRate is the least rate that a container can be limited to, in bits per second.
+const MinRate = endpoint.MinRate
 
 // Attached is what an attached container has.
 type Attached struct {
@@ -68,8 +83,14 @@ func (d *Driver) Attach(_ context.Context, want Attachment) (_ Attached, err err
 			return Attached{}, err
 		}
 	}
-	c := &container{Endpoint: want.Endpoint, owner: want.Container, routes: want.Routes, joined: true, moved: true, since: time.Now()}
+	if err := n.setNaming(want); err != nil {
+		return Attached{}, err
+	}
+	c := &container{Endpoint: want.Endpoint, owner: want.Container, routes: want.Routes, sandboxKey: want.Sandbox, joined: true, moved: true, since: time.Now()}
 	c.NetworkID = n.ID
+	if c.sandboxGone() {
+		return Attached{}, fmt.Errorf("%w: from here there is no network namespace at %s", usernet.ErrInvalid, want.Sandbox)
+	}
 	if err := n.place(c, want.Addresses); err != nil {
 		return Attached{}, err
 	}
@@ -82,6 +103,13 @@ func (d *Driver) Attach(_ context.Context, want Attachment) (_ Attached, err err
 	got := Attached{Endpoint: c.Endpoint, Addresses: c.addresses()}
 	for _, a := range got.Addresses {
 		got.Gateways = append(got.Gateways, n.gatewayFor(a))
+	}
+	n.names.add(c)
+	if !want.Names {
+		return got, nil
+	}
+	if got.DNS = n.names.servers(got.Gateways); len(got.DNS) > 0 {
+		got.Search = want.Domains
 	}
 	return got, nil
 }
@@ -101,7 +129,7 @@ func (n *network) attach(c *container, want Attachment) (err error) {
 		return err
 	}
 	steps.Push(func() error { return n.driver.store.deleteEndpoint(n.ID, c.ID) })
-	at := endpoint.Place{Netns: want.Netns, Addresses: c.addresses(), Metric: want.Metric, Routes: want.Routes}
+	at := endpoint.Place{Netns: want.Netns, Addresses: c.addresses(), Metric: want.Metric, Routes: want.Routes, Limits: want.Limits}
 	if !n.Internal && !want.NoDefault {
 		at.Gateways = n.defaultRoutes(c)
 	}
@@ -159,11 +187,14 @@ func (d *Driver) ensure(want Attachment) (*network, error) {
 // place gives a container the addresses that the engine brought: they must be of the network and nobody else's.
 func (n *network) place(c *container, addrs []netip.Addr) error {
 	for _, a := range addrs {
-		s, ok := n.SubnetOf(a)
-		if !ok {
-			return fmt.Errorf("%w: address %s is in none of the network's subnets", usernet.ErrInvalid, a)
+		p := netip.PrefixFrom(a, a.BitLen())
+		if !n.foreign() {
+			s, ok := n.SubnetOf(a)
+			if !ok {
+				return fmt.Errorf("%w: address %s is in none of the network's subnets", usernet.ErrInvalid, a)
+			}
+			p = netip.PrefixFrom(a, s.Prefix.Bits())
 		}
-		p := netip.PrefixFrom(a, s.Prefix.Bits())
 		switch {
 		case a.Is4() && !c.Addr4.IsValid():
 			c.Addr4 = p

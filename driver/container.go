@@ -127,6 +127,9 @@ func (n *network) alive(c *container) (bool, error) {
 	if n.segment == nil {
 		return false, nil
 	}
+	if n.foreign() {
+		return !c.sandboxGone(), nil
+	}
 	state, err := n.segment.Link(c.Endpoint).State()
 	return state == endpoint.Moved && !c.sandboxGone(), err
 }
@@ -285,5 +288,6 @@ func (n *network) removeContainer(c *container) error {
 		return err
 	}
 	delete(n.containers, c.ID)
+	n.names.remove(c)
 	return nil
 }

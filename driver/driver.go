@@ -17,9 +17,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/dns/resolvconf"
 	"github.com/usernet/usernet/endpoint"
 	"github.com/usernet/usernet/internal/hostnet"
 	"github.com/usernet/usernet/internal/redirect"
+	"github.com/usernet/usernet/ipam"
 	"github.com/usernet/usernet/portmap"
 	"github.com/usernet/usernet/usermode"
 )
@@ -28,12 +30,16 @@ import (
 type Config struct {
 	StateDir   string        // what must survive a reboot: the networks
 	RunDir     string        // what belongs to one boot: endpoints, namespaces
+	Rootless   bool          // the host's network is not ours to change
 	CheckEvery time.Duration // how often the kernel is compared with the table; 0 means 30 s
 	Log        *slog.Logger
 }
 
 // ErrClosed says that the driver is shutting down.
 var ErrClosed = errors.New("usernet is shutting down")
+
+// ErrExhausted says that a network has no address left, or the host no subnet.
+var ErrExhausted = ipam.ErrExhausted
 
 // Driver is the table. Its methods may be called from any number of goroutines; one network does one thing at a time.
 type Driver struct {
@@ -45,6 +51,9 @@ type Driver struct {
 
 	redirects redirect.Table // published ports that their askers hold
 	claims    claims
+
+	resolvers *resolvconf.Follower // the host's DNS servers
+	directory directory
 
 	ctx  context.Context // what networks run under; done when the driver closes
 	stop context.CancelFunc
@@ -62,7 +71,7 @@ func Open(cfg Config) (_ *Driver, err error) {
 	if cfg.CheckEvery == 0 {
 		cfg.CheckEvery = 30 * time.Second
 	}
-	d := &Driver{cfg: cfg, mapper: portmap.New(cfg.Log), networks: map[string]*network{}}
+	d := &Driver{cfg: cfg, resolvers: resolvconf.NewFollower(resolvconf.Path, cfg.Log), mapper: portmap.New(cfg.Log), networks: map[string]*network{}}
 	d.host = hostnet.New(d.ownsBridge)
 	d.rules.log = cfg.Log
 	d.claims.freed = d.kickAll
@@ -76,13 +85,14 @@ func Open(cfg Config) (_ *Driver, err error) {
 	return d, nil
 }
 
-// Run keeps the host's state as it should be until ctx is done: it follows the links of others and checks the
-// firewall from time to time and whenever recheck delivers.
+// Run keeps the host's state as it should be until ctx is done: it follows the links of others and the host's DNS
+// servers, and checks the firewall from time to time and whenever recheck delivers.
 func (d *Driver) Run(ctx context.Context, recheck <-chan struct{}) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.host.Run(ctx, func() { d.rules.setForeign(d.host.Bridges()) }) })
 	// Links leave this namespace for containers, and are made in it for containers to come.
 	g.Go(func() error { return endpoint.WatchHome(ctx, d.kickAll) })
+	g.Go(func() error { return d.resolvers.Run(ctx) })
 	g.Go(func() error {
 		tick := time.NewTicker(d.cfg.CheckEvery)
 		defer tick.Stop()
@@ -190,7 +200,7 @@ func (d *Driver) restore() error {
 	d.rules.held = true
 	for _, s := range saved {
 		n := d.newNetwork(s.network())
-		n.added, n.name, n.transient = s.Added, s.Name, s.transient
+		n.added, n.name, n.transient, n.naming = s.Added, s.Name, s.transient, s.Names
 		if s.Creating {
 			n.end()
 			if err := n.discard(); err != nil {

@@ -16,6 +16,7 @@ func (n *network) segmentConfig() endpoint.Config {
 		Dir:     n.driver.namespaceDir(),
 		Added:   n.added,
 		Blocked: n.driver.blocked,
+		Host:    n.driver.hostAlias(),
 		Log:     n.driver.cfg.Log.With("network", shortID(n.ID)),
 	}
 }
@@ -33,6 +34,7 @@ func (n *network) open() error {
 	}
 	n.segment, n.added = seg, seg.Added()
 	n.start()
+	n.startNames()
 	return nil
 }
 
@@ -62,6 +64,7 @@ func (n *network) keep() {
 				n.revive()
 				n.sweepLocked()
 				n.retryPorts()
+				n.retryNames()
 				n.expireLocked()
 			}
 			n.mu.Unlock()
@@ -113,6 +116,7 @@ func (n *network) release() error {
 	for _, c := range n.containers {
 		errs = append(errs, c.closeForwards())
 	}
+	n.stopNames()
 	if n.cancel != nil {
 		n.cancel()
 		n.running.Wait() // not for keep, which may be waiting for the lock that the caller holds

@@ -32,6 +32,8 @@ type network struct {
 	dead       bool       // deleted; whoever waited for the lock finds nothing
 	segment    *endpoint.Segment
 	added      []netip.Prefix // see endpoint.Segment.Added
+	naming     *naming        // nil: names are not our business
+	names      *names         // nil when it does not run
 	containers map[string]*container
 	cancel     context.CancelFunc // ends the segment's Run; nil when it does not run
 	running    sync.WaitGroup     // the segment's Run
@@ -60,7 +62,7 @@ func (d *Driver) CreateNetwork(_ context.Context, want usernet.Network) error {
 // create makes a network and returns with its lock held. If there is one with its ID, it does nothing and returns it,
 // unlocked.
 func (d *Driver) create(n *network) (old *network, err error) {
-	if err := config.Network(n.Network); err != nil {
+	if err := d.check(n.Network); err != nil {
 		return nil, err
 	}
 	routes, err := hostnet.Routed()
@@ -145,7 +147,7 @@ func conflict(a, b usernet.Network) error {
 
 // chooseSubnetsLocked gives a network a subnet when neither the engine nor the user brought one.
 func (d *Driver) chooseSubnetsLocked(n *usernet.Network, used []netip.Prefix) error {
-	if len(n.Subnets) > 0 {
+	if len(n.Subnets) > 0 || n.Unaddressed {
 		return nil
 	}
 	if n.Subnets = n.Options.Subnets; len(n.Subnets) > 0 {
@@ -176,6 +178,9 @@ func (d *Driver) sameNetwork(want usernet.Network) error {
 	}
 	return nil
 }
+
+// foreign tells that the network and the containers' interfaces are somebody else's.
+func (n *network) foreign() bool { return n.Options.Mode == usernet.Foreign }
 
 // is tells whether the network is what is wanted.
 func (n *network) is(want usernet.Network) bool {

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/usernet/usernet"
-	"github.com/usernet/usernet/config"
 	"github.com/usernet/usernet/internal/hostnet"
 	"github.com/usernet/usernet/ipam"
 )
@@ -36,7 +35,7 @@ func (d *Driver) PrepareNetwork(_ context.Context, want usernet.Network, taken [
 			}
 		}
 	}
-	if len(want.Subnets) == 0 {
+	if len(want.Subnets) == 0 && !want.Unaddressed {
 		s, err := ipam.Subnet4(append(used, taken...))
 		if err != nil {
 			return want, err
@@ -46,7 +45,7 @@ func (d *Driver) PrepareNetwork(_ context.Context, want usernet.Network, taken [
 	if want.IPv6 && !slices.ContainsFunc(want.Subnets, func(s usernet.Subnet) bool { return s.Prefix.Addr().Is6() }) {
 		want.Subnets = append(want.Subnets, uniqueLocal())
 	}
-	return want, config.Network(want)
+	return want, d.check(want)
 }
 
 // uniqueLocal is an IPv6 subnet with a random global ID (RFC 4193, section 3.2).

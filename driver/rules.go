@@ -166,6 +166,7 @@ func (n *network) applyRules() error {
 		Masquerade: n.Options.Masquerade,
 		Source4:    n.Options.Source4,
 		Source6:    n.Options.Source6,
+		Resolver:   n.names.listening(),
 	}
 	for _, s := range n.Subnets {
 		want.Subnets = append(want.Subnets, s.Prefix)

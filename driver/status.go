@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -20,6 +21,9 @@ type NetworkStatus struct {
 	PathError string         // why it is netstack although the fast path was wanted
 	Traffic   usermode.Stats // usermode: what it carries, and what it has turned away
 	Endpoints []EndpointStatus
+
+	Resolver      []netip.Addr // where containers ask for names; none: not here
+	ResolverError string       // why not at all addresses where it was wanted
 }
 
 // EndpointStatus is what is known of an endpoint now.
@@ -63,6 +67,7 @@ func (n *network) status() NetworkStatus {
 			s.PathError = err.Error()
 		}
 	}
+	s.Resolver, s.ResolverError = n.names.listening(), n.names.problems()
 	for _, c := range n.containers {
 		es := EndpointStatus{Endpoint: c.Endpoint, Container: c.owner, Joined: c.joined}
 		for _, p := range c.ports {

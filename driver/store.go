@@ -31,14 +31,16 @@ type store struct {
 // all is done: what still has it after a crash was never answered for and is taken away.
 type (
 	savedNetwork struct {
-		Creating bool           `json:"creating,omitempty"`
-		ID       string         `json:"id"`
-		Name     string         `json:"name,omitempty"`
-		Internal bool           `json:"internal,omitempty"`
-		IPv6     bool           `json:"ipv6,omitempty"`
-		Subnets  []savedSubnet  `json:"subnets,omitempty"`
-		Options  savedOptions   `json:"options"`
-		Added    []netip.Prefix `json:"added,omitempty"`
+		Creating    bool           `json:"creating,omitempty"`
+		ID          string         `json:"id"`
+		Name        string         `json:"name,omitempty"`
+		Internal    bool           `json:"internal,omitempty"`
+		Unaddressed bool           `json:"unaddressed,omitempty"`
+		IPv6        bool           `json:"ipv6,omitempty"`
+		Subnets     []savedSubnet  `json:"subnets,omitempty"`
+		Options     savedOptions   `json:"options"`
+		Added       []netip.Prefix `json:"added,omitempty"`
+		Names       *naming        `json:"names,omitempty"`
 
 		transient bool // told by the file that the record is in
 	}
@@ -46,6 +48,8 @@ type (
 		Prefix   netip.Prefix `json:"prefix"`
 		Gateway  netip.Addr   `json:"gateway,omitzero"`
 		Reserved []netip.Addr `json:"reserved,omitempty"`
+		First    netip.Addr   `json:"first,omitzero"`
+		Last     netip.Addr   `json:"last,omitzero"`
 	}
 	savedOptions struct {
 		Mode          usernet.Mode `json:"mode"`
@@ -264,7 +268,7 @@ func load[T any](db *bolt.DB, bucket []byte, prefix string) ([]T, error) {
 }
 
 func (n *network) saved() savedNetwork {
-	s := savedNetwork{ID: n.ID, Name: n.name, Internal: n.Internal, IPv6: n.IPv6, Added: n.added, transient: n.transient}
+	s := savedNetwork{ID: n.ID, Name: n.name, Internal: n.Internal, Unaddressed: n.Unaddressed, IPv6: n.IPv6, Added: n.added, Names: n.naming, transient: n.transient}
 	for _, sub := range n.Subnets {
 		s.Subnets = append(s.Subnets, savedSubnet(sub))
 	}
@@ -274,7 +278,7 @@ func (n *network) saved() savedNetwork {
 }
 
 func (s savedNetwork) network() usernet.Network {
-	n := usernet.Network{ID: s.ID, Internal: s.Internal, IPv6: s.IPv6}
+	n := usernet.Network{ID: s.ID, Internal: s.Internal, Unaddressed: s.Unaddressed, IPv6: s.IPv6}
 	for _, sub := range s.Subnets {
 		n.Subnets = append(n.Subnets, usernet.Subnet(sub))
 	}

@@ -22,6 +22,10 @@ func (n *network) sweepLocked() {
 			n.driver.cfg.Log.Warn("the network's namespace is not checked", "network", shortID(n.ID), "error", err)
 		}
 	}
+	if n.foreign() {
+		n.sweepForeign()
+		return
+	}
 	states, err := n.segment.States(n.endpoints())
 	if err != nil {
 		n.driver.cfg.Log.Warn("endpoints are not checked", "network", shortID(n.ID), "error", err)
@@ -29,14 +33,25 @@ func (n *network) sweepLocked() {
 	}
 	for _, c := range n.containers {
 		n.observe(c, states[c.ID])
-		why := c.stale(states[c.ID])
-		if why == "" {
-			continue
+		if why := c.stale(states[c.ID]); why != "" {
+			n.removeStale(c, why)
 		}
-		n.driver.cfg.Log.Info("removing an endpoint whose container is gone", "network", shortID(n.ID), "endpoint", shortID(c.ID), "why", why)
-		if err := n.removeContainer(c); err != nil {
-			n.driver.cfg.Log.Warn("stale endpoint is left", "endpoint", c.ID, "error", err)
+	}
+}
+
+// sweepForeign is sweepLocked where we have no links to look at.
+func (n *network) sweepForeign() {
+	for _, c := range n.containers {
+		if c.sandboxGone() {
+			n.removeStale(c, "its namespace is gone")
 		}
+	}
+}
+
+func (n *network) removeStale(c *container, why string) {
+	n.driver.cfg.Log.Info("removing an endpoint whose container is gone", "network", shortID(n.ID), "endpoint", shortID(c.ID), "why", why)
+	if err := n.removeContainer(c); err != nil {
+		n.driver.cfg.Log.Warn("stale endpoint is left", "endpoint", c.ID, "error", err)
 	}
 }
 

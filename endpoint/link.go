@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet"
@@ -165,8 +164,12 @@ func linkNames(list func() ([]netlink.Link, error)) (map[string]bool, error) {
 	return names, nil
 }
 
-// Close deletes the pair, wherever its other end is. A pair that is gone is fine.
+// Close deletes the pair, wherever its other end is, and what limits it. A pair that is gone is fine.
 func (l *Link) Close() error {
+	return errors.Join(l.closePair(), l.closeShaper())
+}
+
+func (l *Link) closePair() error {
 	link, err := l.segment.nl.LinkByName(l.HostName)
 	if err == nil {
 		err = l.segment.nl.LinkDel(link)
@@ -180,12 +183,25 @@ func (l *Link) Close() error {
 // Prune deletes the links on the bridge that belong to none of eps and that no container has: what a process left that
 // was killed, and whose records are lost. A link that is in a container is left there.
 func (s *Segment) Prune(eps []usernet.Endpoint) error {
+	if s.foreign() {
+		return nil
+	}
 	links, err := dump.Whole(s.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
 	var errs []error
+	there := map[string]bool{}
 	for _, link := range links {
+		there[link.Attrs().Name] = true
+	}
+	for _, link := range links {
+		if tail, ours := strings.CutPrefix(link.Attrs().Name, shaperPrefix); ours && link.Type() == "ifb" {
+			if l := s.Link(usernet.Endpoint{ID: tail}); !there[l.HostName] {
+				errs = append(errs, l.closeShaper())
+			}
+			continue
+		}
 		id, ours := strings.CutPrefix(link.Attrs().Name, usernet.Endpoint{}.HostName())
 		known := func(ep usernet.Endpoint) bool { return ep.HostName() == link.Attrs().Name }
 		if !ours || link.Attrs().MasterIndex != s.bridge || link.Type() != "veth" || slices.ContainsFunc(eps, known) {
@@ -215,18 +231,18 @@ func WatchHome(ctx context.Context, gone func()) error {
 func watch(ctx context.Context, ns *netns.NS, prefix string, gone func()) error {
 	for ctx.Err() == nil {
 		// A subscription breaks when too much happens at once (ENOBUFS).
-		if err := watchOnce(ctx, vnetns.NsHandle(ns.Fd()), prefix, gone); err != nil {
+		if err := watchOnce(ctx, ns, prefix, gone); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func watchOnce(ctx context.Context, ns vnetns.NsHandle, prefix string, gone func()) error {
+func watchOnce(ctx context.Context, ns *netns.NS, prefix string, gone func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan netlink.LinkUpdate, 64)
-	err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), netlink.LinkSubscribeOptions{Namespace: &ns})
+	err := ns.Do(func() error { return netlink.LinkSubscribe(updates, ctx.Done()) })
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}

@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet"
@@ -26,6 +25,7 @@ type Place struct {
 	Gateways  []netip.Addr   // default routes, at most one of each family
 	Metric    int            // of the default routes; 0: FirstMetric, or one above that of the container's others
 	Routes    []Route
+	Limits    Limits // of what the container sends and receives
 }
 
 // Route is a route that is wanted in a container.
@@ -41,6 +41,9 @@ type Route struct {
 // what is sent from netavark's addresses would go astray.
 const FirstMetric = 101
 
+// Alias is the alias of a container's interface that Attach has made.
+const Alias = "usernet"
+
 // tableOffset plus an interface's index is the number of the route table that belongs to the interface, in its
 // container. It is the beginning of "usn" as a number: nobody else's.
 const tableOffset = 0x75736e00
@@ -53,6 +56,9 @@ const tableOffset = 0x75736e00
 // a kernel without it has to do without.
 func (s *Segment) Attach(ep usernet.Endpoint, p Place) (_ *Link, err error) {
 	l := s.Link(ep)
+	if s.foreign() {
+		return l, nil
+	}
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
@@ -64,7 +70,10 @@ func (s *Segment) Attach(ep usernet.Endpoint, p Place) (_ *Link, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	in, err := netlink.NewHandleAt(vnetns.NsHandle(p.Netns.Fd()), unix.NETLINK_ROUTE)
+	if err := s.limit(l, p.Limits); err != nil {
+		return nil, err
+	}
+	in, err := handleIn(p.Netns)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink in the container: %w", err)
 	}
@@ -72,7 +81,10 @@ func (s *Segment) Attach(ep usernet.Endpoint, p Place) (_ *Link, err error) {
 	if l.First, err = place(in, ep.IfName, p); err != nil {
 		return nil, err
 	}
-	return l, s.forgetNeighbour(ep)
+	if err := s.forgetNeighbour(ep); err != nil {
+		return nil, err
+	}
+	return l, s.settle(l)
 }
 
 // place configures the container's end. It reports whether the container's default routes are those of this network.
@@ -86,6 +98,9 @@ func place(in *netlink.Handle, name string, p Place) (first bool, err error) {
 	}
 	if err := up(in, "lo"); err != nil {
 		return false, err
+	}
+	if err := in.LinkSetAlias(link, Alias); err != nil {
+		return false, fmt.Errorf("mark %s in the container: %w", name, err)
 	}
 	for _, a := range p.Addresses {
 		if err := in.AddrAdd(link, addr(a)); err != nil {
@@ -215,7 +230,7 @@ func (s *Segment) Detach(ep usernet.Endpoint, p Place) error {
 	if err := s.Link(ep).Close(); err != nil || p.Netns == nil {
 		return err
 	}
-	in, err := netlink.NewHandleAt(vnetns.NsHandle(p.Netns.Fd()), unix.NETLINK_ROUTE)
+	in, err := handleIn(p.Netns)
 	if err != nil {
 		return fmt.Errorf("open netlink in the container: %w", err)
 	}

@@ -14,7 +14,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet"
@@ -32,6 +31,7 @@ type Config struct {
 	Dir     string                // where namespaces of usermode networks are pinned
 	Added   []netip.Prefix        // what Added returned when the segment was first opened; nil the first time
 	Blocked func(netip.Addr) bool // usermode: see usermode.Config
+	Host    func() netip.Addr     // likewise
 	Log     *slog.Logger
 }
 
@@ -72,6 +72,7 @@ func Open(cfg Config) (_ *Segment, err error) {
 			MTU:      cfg.Network.MTU(),
 			Internal: cfg.Network.Internal,
 			Blocked:  cfg.Blocked,
+			Host:     cfg.Host,
 			FastPath: cfg.Network.Options.FastPath,
 			Log:      cfg.Log,
 		})
@@ -80,13 +81,28 @@ func Open(cfg Config) (_ *Segment, err error) {
 		}
 		s.ns = s.gateway.Netns()
 	}
-	if s.nl, err = netlink.NewHandleAt(vnetns.NsHandle(s.ns.Fd()), unix.NETLINK_ROUTE); err != nil {
+	if s.nl, err = handleIn(s.ns); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if s.foreign() {
+		return s, nil
 	}
 	if err := s.setBridge(); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// foreign tells that there is no bridge of ours and no link: a Segment without anything in the kernel.
+func (s *Segment) foreign() bool { return s.network.Options.Mode == usernet.Foreign }
+
+// handleIn opens a netlink handle in ns. (Package netlink would, too, but counts on being able to come back.)
+func handleIn(ns *netns.NS) (h *netlink.Handle, err error) {
+	err = ns.Do(func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	return h, err
 }
 
 // BridgeName is the name of the bridge in its namespace.
@@ -251,6 +267,9 @@ func (s *Segment) Close() error {
 func Remove(cfg Config) error {
 	if cfg.Network.Options.Mode == usernet.Usermode {
 		return usermode.Remove(cfg.Dir, cfg.Network.ID)
+	}
+	if cfg.Network.Options.Mode == usernet.Foreign {
+		return nil
 	}
 	name := cfg.Network.BridgeName()
 	link, err := netlink.LinkByName(name)

@@ -5,6 +5,7 @@
 //
 //	mangle FORWARD      → USERNET-ISOLATE      what must not pass
 //	filter FORWARD      → USERNET-FORWARD      what may pass, where the policy is DROP
+//	filter INPUT        → USERNET-INPUT        questions to resolvers at the gateways, where the policy is DROP
 //	nat    PREROUTING   → USERNET-DNAT         published ports
 //	nat    OUTPUT       → USERNET-DNAT         published ports, from the host itself
 //	nat    POSTROUTING  → USERNET-POSTROUTING  masquerade
@@ -43,6 +44,7 @@ type Network struct {
 	Source4    netip.Addr // the address masqueraded packets take; zero: the kernel's choice
 	Source6    netip.Addr
 	Forwards   []Forward
+	Resolver   []netip.Addr // where on the host the network's containers ask for names; on internal networks, too
 }
 
 // State is everything the firewall is to do.

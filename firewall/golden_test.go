@@ -21,7 +21,7 @@ func sample() State {
 	}
 	return State{
 		Networks: []Network{
-			{Bridge: "una", Subnets: subnetsA, Masquerade: true, Forwards: []Forward{
+			{Bridge: "una", Subnets: subnetsA, Masquerade: true, Resolver: addrs("10.200.1.1", "fd00:1::1"), Forwards: []Forward{
 				to("tcp", "", 8080, "10.200.1.2:80"),
 				to("tcp", "", 8080, "[fd00:1::2]:80"),
 				to("udp", "192.0.2.1", 53, "10.200.1.2:53"),
@@ -32,10 +32,18 @@ func sample() State {
 				to("tcp", "127.0.0.1", 80, "10.200.1.2:80"),
 			}},
 			{Bridge: "unb", Subnets: subnetsB[:1], Masquerade: true, Source4: netip.MustParseAddr("192.0.2.9")},
-			{Bridge: "unc", Subnets: prefixes("10.200.3.0/24"), Internal: true},
+			{Bridge: "unc", Subnets: prefixes("10.200.3.0/24"), Internal: true, Resolver: addrs("10.200.3.1")},
 		},
 		Foreign: []string{"docker0", "br-0123456789ab", "una", "odd name"},
 	}
+}
+
+func addrs(list ...string) []netip.Addr {
+	var as []netip.Addr
+	for _, a := range list {
+		as = append(as, netip.MustParseAddr(a))
+	}
+	return as
 }
 
 const golden4 = `*mangle
@@ -75,12 +83,18 @@ const golden4 = `*mangle
 -P FORWARD ACCEPT
 -P OUTPUT ACCEPT
 -N USERNET-FORWARD
+-N USERNET-INPUT
+-A INPUT -j USERNET-INPUT
 -A FORWARD -j USERNET-FORWARD
 -A USERNET-FORWARD -i una -j ACCEPT
 -A USERNET-FORWARD -o una -j ACCEPT
 -A USERNET-FORWARD -i unb -j ACCEPT
 -A USERNET-FORWARD -o unb -j ACCEPT
 -A USERNET-FORWARD -i unc -o unc -j ACCEPT
+-A USERNET-INPUT -d 10.200.1.1/32 -i una -p udp -m udp --dport 53 -j ACCEPT
+-A USERNET-INPUT -d 10.200.1.1/32 -i una -p tcp -m tcp --dport 53 -j ACCEPT
+-A USERNET-INPUT -d 10.200.3.1/32 -i unc -p udp -m udp --dport 53 -j ACCEPT
+-A USERNET-INPUT -d 10.200.3.1/32 -i unc -p tcp -m tcp --dport 53 -j ACCEPT
 `
 
 const golden6 = `*mangle
@@ -111,9 +125,13 @@ const golden6 = `*mangle
 -P FORWARD ACCEPT
 -P OUTPUT ACCEPT
 -N USERNET-FORWARD
+-N USERNET-INPUT
+-A INPUT -j USERNET-INPUT
 -A FORWARD -j USERNET-FORWARD
 -A USERNET-FORWARD -i una -j ACCEPT
 -A USERNET-FORWARD -o una -j ACCEPT
+-A USERNET-INPUT -d fd00:1::1/128 -i una -p udp -m udp --dport 53 -j ACCEPT
+-A USERNET-INPUT -d fd00:1::1/128 -i una -p tcp -m tcp --dport 53 -j ACCEPT
 `
 
 // golden fails the test unless the kernel has the sample's rules.

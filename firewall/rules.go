@@ -11,6 +11,7 @@ import (
 const (
 	isolate     = "USERNET-ISOLATE"
 	forward     = "USERNET-FORWARD"
+	input       = "USERNET-INPUT"
 	dnat        = "USERNET-DNAT"
 	postrouting = "USERNET-POSTROUTING"
 )
@@ -51,10 +52,14 @@ var tables = []table{
 			match6: "! -s fe80::/10 ! -d ::1/128 -m addrtype --dst-type LOCAL "},
 		{base: "POSTROUTING", chain: postrouting},
 	}},
-	{"filter", []string{forward}, []hook{
+	{"filter", []string{forward, input}, []hook{
 		{base: "FORWARD", chain: forward, after: "-j DOCKER-USER", harmless: dockers},
+		{base: "INPUT", chain: input, harmless: anything},
 	}},
 }
+
+// anything may stand before ours in filter INPUT: we only accept, and what the administrator puts on top is meant.
+func anything(string) bool { return true }
 
 // dockers tells whether a rule may stand before ours in filter FORWARD. Docker keeps its own jumps on top, which
 // decide about Docker's bridges only, except DOCKER-USER: what the administrator forbids there holds for our
@@ -82,6 +87,13 @@ func rules(s State, v6 bool) ruleset {
 		if r.chains == nil {
 			r = newRuleset(v6)
 		}
+		for _, a := range n.Resolver {
+			if a.Is6() == v6 {
+				at := netip.PrefixFrom(a, a.BitLen())
+				r.add(input, "-d %s -i %s -p udp -m udp --dport 53 -j ACCEPT", at, n.Bridge)
+				r.add(input, "-d %s -i %s -p tcp -m tcp --dport 53 -j ACCEPT", at, n.Bridge)
+			}
+		}
 		if n.Internal {
 			r.add(isolate, "-i %s ! -o %[1]s -j DROP", n.Bridge)
 			r.add(isolate, "! -i %s -o %[1]s -j DROP", n.Bridge)
@@ -103,6 +115,10 @@ func rules(s State, v6 bool) ruleset {
 		for _, rule := range n.forwardRules(v6) {
 			r.add(dnat, "%s", rule)
 		}
+	}
+	if len(r.chains[input]) == 0 { // most hosts do without
+		delete(r.chains, input)
+		delete(r.places, "filter INPUT")
 	}
 	return r
 }

@@ -50,11 +50,17 @@ func overlapsAny(p netip.Prefix, used []netip.Prefix) bool {
 // maxTries bounds the search in a subnet: an IPv6 subnet has no end that one could walk to.
 const maxTries = 1 << 16
 
-// Next returns the lowest address of the subnet that is free: not the network's or, for IPv4, the broadcast address
-// (RFC 919), not the gateway, not reserved and not taken. It wraps ErrExhausted when there is none.
+// Next returns the lowest address of the subnet, or of its range from First to Last, that is free: not the network's or, for
+// IPv4, the broadcast address (RFC 919), not the gateway, not reserved and not taken. It wraps ErrExhausted when there is none.
 func Next(s usernet.Subnet, taken func(netip.Addr) bool) (netip.Addr, error) {
 	a := s.Prefix.Masked().Addr()
+	if s.First.IsValid() {
+		a = s.First
+	}
 	for tries := 0; tries < maxTries && s.Prefix.Contains(a); tries++ {
+		if s.Last.IsValid() && s.Last.Less(a) {
+			break
+		}
 		if usable(s, a) && !taken(a) {
 			return a, nil
 		}

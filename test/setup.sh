@@ -60,7 +60,7 @@ mirror() {
 }
 
 # debian NAME SUITE PROGRAM PACKAGE... makes $cache/NAME: a Debian of that suite with the packages in it, PROGRAM being a
-# file of theirs. It appears whole or not at all.
+# file of theirs. It appears whole or not at all. The packages in $experimental are then taken from there, if they are there.
 debian() (
 	name=$1 suite=$2 program=$3
 	shift 3
@@ -82,6 +82,12 @@ debian() (
 	logged debootstrap --variant=minbase "$suite" "$new" "$url"
 	for f in $(ls /etc/apt/apt.conf.d/*proxy* 2>/dev/null); do cp "$f" "$new/etc/apt/apt.conf.d/"; done
 	logged guarded "$new" chroot "$new" apt-get install -qy --no-install-recommends "$@"
+	if [ -n "${experimental:-}" ]; then
+		echo "deb $url experimental main" >"$new/etc/apt/sources.list.d/experimental.list"
+		logged chroot "$new" apt-get update -q -o Acquire::Check-Valid-Until=false
+		# shellcheck disable=SC2086
+		logged guarded "$new" chroot "$new" apt-get install -qy --no-install-recommends -t experimental $experimental
+	fi
 	logged chroot "$new" apt-get clean
 	chmod 755 "$new"
 	mv -T "$new" "$root"
@@ -93,13 +99,24 @@ sid() {
 	debian sid sid usr/sbin/dockerd docker.io docker-cli docker-compose iptables nftables iproute2 conntrack ca-certificates
 }
 
-# podman makes $cache/podman54 and $cache/podman58: Debian trixie and unstable with their Podman in them, and the docker
-# command for Podman's Docker-compatible API.
+# podman makes $cache/podman54, podman58 and podman61: Debian trixie, unstable and experimental with their Podman in them, and
+# the docker command for Podman's Docker-compatible API.
 podman() {
 	set -- podman netavark aardvark-dns crun conmon passt uidmap docker-cli docker-compose \
 		iptables nftables iproute2 conntrack ca-certificates
 	debian podman54 trixie usr/bin/podman "$@"
 	debian podman58 sid usr/bin/podman "$@"
+	experimental='podman netavark' debian podman61 sid usr/bin/podman "$@"
+}
+
+# cni makes $cache/cni: Debian bookworm with what calls CNI plugins, containerd and the last Podman that does, and the
+# official plugins; and it builds cnitool, which Debian does not have.
+cni() {
+	debian cni bookworm usr/bin/podman podman conmon crun runc containerd containernetworking-plugins \
+		iptables nftables iproute2 conntrack ca-certificates
+	if [ -e "$cache/cnitool" ]; then return; fi
+	say "building cnitool"
+	logged env CGO_ENABLED=0 GOBIN="$cache" go install -trimpath github.com/containernetworking/cni/cnitool@v1.3.1
 }
 
 # peers adds to $cache/sid and $cache/peers whom make bench compares usernet with. Who cannot be had is left out: the
@@ -141,10 +158,11 @@ if [ "$(id -u)" != 0 ]; then
 fi
 packages docker.io iptables nftables busybox-static conntrack iproute2 iputils-ping ca-certificates
 if [ "${1:-}" = demo ]; then exit; fi
-packages debootstrap docker-compose gcc libc6-dev git make
+packages debootstrap docker-compose runc crun gcc libc6-dev git make
 sid
 if [ "${1:-}" = bench ]; then
 	peers
 	exit
 fi
 podman
+cni

@@ -19,7 +19,7 @@ import (
 // clientFlags adds the flag that every command has that asks the daemon something.
 func (p *program) clientFlags(c command) (*flag.FlagSet, *string) {
 	fs := p.flags(c)
-	return fs, fs.String("control-socket", config.DefaultDaemon().ControlSocket, "the daemon's control `socket`")
+	return fs, fs.String("control-socket", daemonDefaults().ControlSocket, "the daemon's control `socket`")
 }
 
 func (p *program) ps(ctx context.Context, c command, args []string) error {
@@ -70,6 +70,9 @@ func table(w io.Writer, list []control.Network) error {
 		}
 		if n.PathError != "" {
 			state += " (" + n.PathError + ")"
+		}
+		if n.DNSError != "" {
+			state += ", names are not resolved: " + n.DNSError
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\n", called(n.Name, n.ID), n.Mode, orDash(subnets), orDash(gateways), len(n.Endpoints), state)
 	}

@@ -23,8 +23,8 @@ func (p *program) doctor(ctx context.Context, c command, args []string) error {
 	}
 	flags := p.flags(c)
 	asJSON := flags.Bool("json", false, "print JSON")
-	file := flags.String("config", defaultConfig, "the daemon's configuration `file`")
-	socket := flags.String("control-socket", config.DefaultDaemon().ControlSocket, "the daemon's control `socket`, instead of that in its configuration")
+	file := flags.String("config", configFile(), "the daemon's configuration `file`")
+	socket := flags.String("control-socket", daemonDefaults().ControlSocket, "the daemon's control `socket`, instead of that in its configuration")
 	if err := parse(flags, args); err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (p *program) doctor(ctx context.Context, c command, args []string) error {
 		Ask:     askDaemon,
 	}
 	cfg.Daemon, cfg.Faulty = readDaemon(*file)
-	if *socket != config.DefaultDaemon().ControlSocket {
+	if *socket != daemonDefaults().ControlSocket {
 		cfg.Daemon.ControlSocket = *socket
 	}
 	found := doctor.Examine(ctx, cfg)
@@ -78,14 +78,14 @@ func colourful(w io.Writer) bool {
 func readDaemon(file string) (config.Daemon, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return config.DefaultDaemon(), nil
+		return daemonDefaults(), nil
 	}
 	if err != nil {
-		return config.DefaultDaemon(), fmt.Errorf("read configuration: %w", err)
+		return daemonDefaults(), fmt.Errorf("read configuration: %w", err)
 	}
-	cfg, err := config.ParseDaemon(text)
+	cfg, err := config.ParseDaemon(text, daemonDefaults())
 	if err != nil {
-		return config.DefaultDaemon(), err
+		return daemonDefaults(), err
 	}
 	return cfg, nil
 }

@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 
-	"github.com/usernet/usernet/config"
 	"github.com/usernet/usernet/driver/control"
 	"github.com/usernet/usernet/driver/netavark"
+	"github.com/usernet/usernet/internal/netns"
 )
 
 // netavark is the program as netavark and Podman call it: by the commands of a network driver plugin. done is false if
@@ -23,27 +20,19 @@ func (p *program) netavark(ctx context.Context, args []string) (status int, done
 	return plugin.Run(ctx, args), true
 }
 
-// daemonCommand is the control socket of the daemon that belongs to the user, and how to start one there. The system's
-// daemon says in its configuration where it listens. That of an ordinary user cannot be started from where rootless Podman
-// runs a plugin: it would be in Podman's namespaces.
+// daemonCommand is the control socket of the daemon that is in charge of the user, and how to start one there. The daemon
+// says in its configuration where it listens.
 func daemonCommand() control.Daemon {
-	if os.Geteuid() != 0 || netavark.Rootless() {
-		return control.Daemon{Socket: filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "usernet/usernet.sock")}
-	}
-	daemon := control.Daemon{Socket: config.DefaultDaemon().ControlSocket}
-	self, err := os.Executable()
+	cfg, err := readDaemon(configFile())
 	if err != nil {
-		return daemon
+		cfg = daemonDefaults() // the daemon will tell what is wrong with the file
 	}
-	daemon.Serve = []string{self, "serve"}
-	text, err := os.ReadFile(defaultConfig)
-	if errors.Is(err, fs.ErrNotExist) {
-		return daemon
+	daemon := control.Daemon{Socket: cfg.ControlSocket, Advice: "systemctl --user enable --now usernet.socket does that for good, usernet serve & until the next start of the machine"}
+	if own, err := netns.Own(); err == nil && own && netavark.Rootless() {
+		return daemon // what is started here is in Podman's network namespace, which goes with the last container
 	}
-	cfg, err := config.ParseDaemon(text)
-	if err != nil {
-		return daemon // the daemon will tell what is wrong with the file
+	if self, err := os.Executable(); err == nil {
+		daemon.Serve = []string{self, "serve"}
 	}
-	daemon.Socket = filepath.Clean(cfg.ControlSocket)
 	return daemon
 }

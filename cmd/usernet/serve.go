@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -16,45 +17,53 @@ import (
 	"github.com/usernet/usernet/driver"
 	"github.com/usernet/usernet/driver/control"
 	"github.com/usernet/usernet/driver/libnetwork"
+	"github.com/usernet/usernet/driver/netavark"
+	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/sock"
 )
-
-// defaultConfig is read when it exists; a file named by --config must.
-const defaultConfig = "/etc/usernet/usernet.conf"
 
 func (p *program) serve(ctx context.Context, c command, args []string) (err error) {
 	cfg, err := p.serveConfig(c, args)
 	if err != nil {
 		return err
 	}
+	if os.Geteuid() != 0 {
+		return joinPodman(ctx, append([]string{c.name}, args...))
+	}
+	if own, err := netns.Own(); err != nil {
+		return err
+	} else if own && netavark.Rootless() {
+		return errors.New("this is Podman's network namespace, which goes with its last container: start usernet serve outside of it")
+	}
 	log := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 
 	// The sockets come first: whoever calls while the networks are brought back waits instead of being refused.
-	inherited, err := sock.Inherit()
-	if err != nil {
-		return err
-	}
-	defer inherited.Close()
-	plugin, err := inherited.Listen("plugin", cfg.PluginSocket)
-	if err != nil {
-		return err
-	}
-	defer plugin.Close()
-	ctl, err := inherited.Listen("control", cfg.ControlSocket)
+	plugin, ctl, err := listen(cfg)
 	if err != nil {
 		return err
 	}
 	defer ctl.Close()
-	d, err := driver.Open(driver.Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Log: log})
+	if plugin != nil {
+		defer plugin.Close()
+	}
+	d, err := driver.Open(driver.Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Rootless: rootless(), Log: log})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
 
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.Run(ctx, p.hangup) })
-	g.Go(func() error { return sock.Serve(ctx, plugin, libnetwork.Handler(d, cfg.Defaults, log)) })
-	g.Go(func() error { return sock.Serve(ctx, control.Listener(ctl), control.Handler(d, cfg.Defaults, log)) })
+	if plugin != nil {
+		g.Go(func() error { return sock.Serve(ctx, plugin, libnetwork.Handler(d, cfg.Defaults, log)) })
+	}
+	door := control.Handler(d, cfg.Defaults, log)
+	if rootless() {
+		door = control.Tied(door, d, leave)
+	}
+	g.Go(func() error { return sock.Serve(ctx, control.Listener(ctl), door) })
 	log.Info("usernet is serving", "plugin", cfg.PluginSocket, "control", cfg.ControlSocket)
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.Warn("systemd is not told that we are ready", "error", err)
@@ -64,11 +73,29 @@ func (p *program) serve(ctx context.Context, c command, args []string) (err erro
 	return err
 }
 
+// listen opens the sockets, or takes those that systemd has opened. plugin is nil where none is configured.
+func listen(cfg config.Daemon) (plugin, ctl net.Listener, err error) {
+	inherited, err := sock.Inherit()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer inherited.Close()
+	if cfg.PluginSocket != "" {
+		if plugin, err = inherited.Listen("plugin", cfg.PluginSocket); err != nil {
+			return nil, nil, err
+		}
+	}
+	if ctl, err = inherited.Listen("control", cfg.ControlSocket); err != nil && plugin != nil {
+		err = errors.Join(err, plugin.Close())
+	}
+	return plugin, ctl, err
+}
+
 // serveConfig reads the configuration: flags, over the file, over the defaults.
 func (p *program) serveConfig(c command, args []string) (config.Daemon, error) {
-	def := config.DefaultDaemon()
+	def := daemonDefaults()
 	flags := p.flags(c)
-	file := flags.String("config", defaultConfig, "configuration `file`")
+	file := flags.String("config", configFile(), "configuration `file`")
 	plugin := flags.String("plugin-socket", def.PluginSocket, "the `socket` that Docker calls")
 	ctl := flags.String("control-socket", def.ControlSocket, "the `socket` for usernet's own commands")
 	state := flags.String("state-dir", def.StateDir, "`directory` for what must survive a reboot")
@@ -86,7 +113,7 @@ func (p *program) serveConfig(c command, args []string) (config.Daemon, error) {
 	text, err := os.ReadFile(*file)
 	switch {
 	case err == nil:
-		if cfg, err = config.ParseDaemon(text); err != nil {
+		if cfg, err = config.ParseDaemon(text, def); err != nil {
 			return config.Daemon{}, fmt.Errorf("%s: %w", *file, err)
 		}
 	case given["config"] || !errors.Is(err, fs.ErrNotExist):

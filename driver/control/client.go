@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 
 	"github.com/usernet/usernet"
@@ -18,8 +19,9 @@ import (
 
 // Client talks to a daemon over its control socket.
 type Client struct {
-	path string
-	http http.Client
+	path   string
+	userns string // where the caller is; "": it does not matter
+	http   http.Client
 }
 
 // NewClient makes a client for the socket at path. It connects with the first call.
@@ -36,13 +38,19 @@ func (c *Client) passing(file *os.File) *Client {
 		}
 		return &passingConn{conn.(*net.UnixConn), file}, nil
 	}
-	return &Client{path: c.path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{path: c.path, userns: c.userns, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
 // Networks lists the daemon's networks with all that is on them.
 func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	var list []Network
 	return list, c.call(ctx, http.MethodGet, "networks", nil, &list)
+}
+
+// NetworksIn lists the networks that have endpoints in a namespace, with these endpoints only.
+func (c *Client) NetworksIn(ctx context.Context, netns *os.File) ([]Network, error) {
+	var list []Network
+	return list, c.passing(netns).call(ctx, http.MethodGet, "networks", nil, &list)
 }
 
 // RemoveNetwork removes a network that the engine has forgotten. id may be the beginning of the ID.
@@ -76,6 +84,9 @@ func (c *Client) call(ctx context.Context, method, path string, req, res any) er
 	if err != nil {
 		return err
 	}
+	if c.userns != "" {
+		r.Header.Set(callersNamespace, c.userns)
+	}
 	resp, err := c.http.Do(r)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
 		return &absentError{c.path}
@@ -87,12 +98,15 @@ func (c *Client) call(ctx context.Context, method, path string, req, res any) er
 		return fmt.Errorf("ask the daemon: %w", err)
 	}
 	defer resp.Body.Close()
+	if pid, err := strconv.Atoi(resp.Header.Get(leavingProcess)); err == nil {
+		return &leavingError{pid}
+	}
 	if resp.StatusCode != http.StatusOK {
 		var e errorBody
 		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || e.Error == "" {
 			return fmt.Errorf("ask the daemon: %s", resp.Status)
 		}
-		return errors.New(e.Error)
+		return &refusal{e.Error, kinds[e.Kind]}
 	}
 	if res == nil {
 		return nil
@@ -105,6 +119,11 @@ func (c *Client) call(ctx context.Context, method, path string, req, res any) er
 
 // ErrAbsent is in the chain of the error of a call that found no daemon.
 var ErrAbsent = errors.New("no usernet daemon")
+
+// unstartable is why there is no daemon still.
+type unstartable struct{ error }
+
+func (u unstartable) Unwrap() []error { return []error{u.error, ErrAbsent} }
 
 type absentError struct{ path string }
 

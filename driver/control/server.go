@@ -38,7 +38,7 @@ func Handler(d *driver.Driver, defaults map[string]string, log *slog.Logger) htt
 		{http.MethodGet, "/v1/networks", call(log, networks(d))},
 		{http.MethodPost, "/v1/networks/prepare", call(log, prepare(d, defaults))},
 		{http.MethodDelete, "/v1/networks/{id}", call(log, removeNetwork(d))},
-		{http.MethodPost, "/v1/endpoints", call(log, attach(d))},
+		{http.MethodPost, "/v1/endpoints", call(log, attach(d, defaults))},
 		{http.MethodDelete, "/v1/networks/{id}/endpoints/{endpoint}", call(log, detach(d))},
 		{http.MethodPost, "/v1/endpoints/{id}/ports", call(log, addPorts(d))},
 		{http.MethodDelete, "/v1/endpoints/{id}/ports", call(log, removePorts(d))},
@@ -48,14 +48,28 @@ func Handler(d *driver.Driver, defaults map[string]string, log *slog.Logger) htt
 	return r
 }
 
+// networks lists all networks, or, when a namespace came with the request, what the container is on whose it is.
 func networks(d *driver.Driver) doer[none, []Network] {
-	return func(context.Context, vars, none) ([]Network, error) {
+	return func(ctx context.Context, _ vars, _ none) ([]Network, error) {
+		all, err := seen(ctx, d)
 		list := []Network{}
-		for _, n := range d.Status() {
+		for _, n := range all {
 			list = append(list, networkOf(n))
 		}
-		return list, nil
+		return list, err
 	}
+}
+
+func seen(ctx context.Context, d *driver.Driver) ([]driver.NetworkStatus, error) {
+	ns, err := namespace(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if ns == nil {
+		return d.Status(), nil
+	}
+	defer ns.Close()
+	return d.StatusIn(ctx, ns)
 }
 
 func removeNetwork(d *driver.Driver) doer[none, none] {
@@ -95,13 +109,13 @@ func call[Req, Res any](log *slog.Logger, do doer[Req, Res]) http.Handler {
 		var req Req
 		if _, empty := any(req).(none); !empty {
 			if err := decode(w, r, &req); err != nil {
-				answer(w, log, http.StatusBadRequest, errorBody{err.Error()})
+				answer(w, log, http.StatusBadRequest, errorBody{Error: err.Error()})
 				return
 			}
 		}
 		res, err := do(r.Context(), mux.Vars(r), req)
 		if err != nil {
-			answer(w, log, status(err), errorBody{err.Error()})
+			answer(w, log, status(err), errorBody{err.Error(), kindOf(err)})
 			return
 		}
 		answer(w, log, http.StatusOK, res)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,19 +22,31 @@ type Daemon struct {
 	Socket string // its control socket
 	// Serve is the command line of a daemon that listens on Socket, to be started when there is none; empty: from here
 	// none can be.
-	Serve []string
+	Serve  []string
+	Advice string // what people can do about that
 }
 
-// Ask makes a call of the daemon, and starts one when there is none.
+// Ask makes a call of the daemon, and starts one when there is none, or none any more.
 func (d Daemon) Ask(ctx context.Context, call func(*Client) error) error {
-	err := call(NewClient(d.Socket))
-	if !errors.Is(err, ErrAbsent) {
-		return err
+	for try := 1; ; try++ {
+		err := call((&Client{path: d.Socket, userns: userNamespace()}).passing(nil))
+		leaving, left := errors.AsType[*leavingError](err)
+		switch {
+		case try == 3:
+			return err
+		case left:
+			err = leaving.wait(ctx)
+		case errors.Is(err, ErrAbsent):
+			if err = d.start(ctx); err != nil {
+				err = unstartable{fmt.Errorf("start the usernet daemon: %w", err)}
+			}
+		default:
+			return err
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err := d.start(ctx); err != nil {
-		return fmt.Errorf("start the usernet daemon: %w", err)
-	}
-	return call(NewClient(d.Socket))
 }
 
 // startTimeout bounds how long a new daemon may take until it listens; it then has no network yet to bring back that
@@ -47,7 +60,7 @@ const startTimeout = 20 * time.Second
 // there is always somebody who answers.
 func (d Daemon) start(ctx context.Context) error {
 	if len(d.Serve) == 0 {
-		return fmt.Errorf("none listens on %s, and from here none can be started; do that outside of the engine", d.Socket)
+		return fmt.Errorf("none listens on %s, and from here none can be started: %s", d.Socket, cmp.Or(d.Advice, "do that outside of the engine"))
 	}
 	dir := filepath.Dir(d.Socket)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -129,7 +142,11 @@ func (d Daemon) spawn(ctx context.Context, dir string) error {
 // environment is what a daemon needs of ours.
 func environment() []string {
 	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	for _, name := range []string{"HOME", "XDG_RUNTIME_DIR", "TMPDIR"} {
+	for _, name := range []string{
+		"HOME", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME",
+		// Podman's, in the user namespace of an ordinary user.
+		"_CONTAINERS_USERNS_CONFIGURED", "_CONTAINERS_ROOTLESS_UID", "_CONTAINERS_ROOTLESS_GID",
+	} {
 		if v := os.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/usernet/usernet"
@@ -18,6 +19,8 @@ type Network struct {
 	Bridge    string       `json:"bridge,omitempty"`     // the link in the host's namespace, on networks of mode bridge
 	Path      string       `json:"path,omitempty"`       // how TCP leaves a usermode network: splice or netstack
 	PathError string       `json:"path_error,omitempty"` // why it is netstack although the fast path was wanted
+	DNS       []netip.Addr `json:"dns,omitempty"`        // where containers ask for names, if that is not the engine's business
+	DNSError  string       `json:"dns_error,omitempty"`  // why they cannot, at all addresses or some
 	MTU       int          `json:"mtu"`
 	Internal  bool         `json:"internal,omitempty"`
 	Subnets   []Subnet     `json:"subnets"`
@@ -41,6 +44,8 @@ type Traffic struct {
 type Subnet struct {
 	Subnet  netip.Prefix `json:"subnet"`
 	Gateway netip.Addr   `json:"gateway,omitzero"`
+	First   netip.Addr   `json:"first,omitzero"` // of the addresses that are given to endpoints; none: the subnet's
+	Last    netip.Addr   `json:"last,omitzero"`  // likewise
 }
 
 // Endpoint is a container's place on a network.
@@ -49,6 +54,8 @@ type Endpoint struct {
 
 	Container   string       `json:"container,omitempty"`    // its name, if the engine told
 	ContainerID string       `json:"container_id,omitempty"` // likewise
+	Aliases     []string     `json:"aliases,omitempty"`      // its further names on this network
+	Interface   string       `json:"interface,omitempty"`    // its name in the container, likewise
 	IPv4        netip.Prefix `json:"ipv4,omitzero"`
 	IPv6        netip.Prefix `json:"ipv6,omitzero"`
 	MAC         string       `json:"mac"`
@@ -68,7 +75,7 @@ type Port struct {
 }
 
 func networkOf(s driver.NetworkStatus) Network {
-	n := Network{ID: s.ID, Name: s.Name, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
+	n := Network{ID: s.ID, Name: s.Name, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, DNS: s.Resolver, DNSError: s.ResolverError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
 	if n.Mode == usernet.Bridge {
 		n.Bridge = s.BridgeName()
 	}
@@ -77,12 +84,12 @@ func networkOf(s driver.NetworkStatus) Network {
 		n.Traffic = &t
 	}
 	for _, sub := range s.Subnets {
-		n.Subnets = append(n.Subnets, Subnet{sub.Prefix, sub.Gateway})
+		n.Subnets = append(n.Subnets, subnetOf(sub))
 	}
 	for _, es := range s.Endpoints {
-		e := Endpoint{ID: es.ID, Container: es.Container.Name, ContainerID: es.Container.ID, IPv4: es.Addr4, IPv6: es.Addr6, MAC: es.MAC.String(), Joined: es.Joined, Ports: []Port{}}
+		e := Endpoint{ID: es.ID, Container: es.Container.Name, ContainerID: es.Container.ID, Aliases: es.Container.Aliases, Interface: es.IfName, IPv4: es.Addr4, IPv6: es.Addr6, MAC: es.MAC.String(), Joined: es.Joined, Ports: []Port{}}
 		for _, p := range es.Ports {
-			wire := portOf(p.Port)
+			wire := PortOf(p.Port)
 			wire.Error = p.Err
 			e.Ports = append(e.Ports, wire)
 		}
@@ -91,8 +98,13 @@ func networkOf(s driver.NetworkStatus) Network {
 	return n
 }
 
-// portOf is a port on the wire.
-func portOf(p usernet.Port) Port {
+// subnetOf is a subnet on the wire.
+func subnetOf(s usernet.Subnet) Subnet {
+	return Subnet{Subnet: s.Prefix, Gateway: s.Gateway, First: s.First, Last: s.Last}
+}
+
+// PortOf is a port on the wire.
+func PortOf(p usernet.Port) Port {
 	w := Port{Proto: p.Proto, HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.ContainerPort, Held: p.Held}
 	if p.HostPortEnd > p.HostPort {
 		w.HostPortEnd = p.HostPortEnd
@@ -108,7 +120,7 @@ func (w Port) Value() usernet.Port {
 func portsOf(ps []usernet.Port) []Port {
 	ws := make([]Port, 0, len(ps))
 	for _, p := range ps {
-		ws = append(ws, portOf(p))
+		ws = append(ws, PortOf(p))
 	}
 	return ws
 }
@@ -129,4 +141,33 @@ type portsBody struct {
 // errorBody is the answer to a request that failed.
 type errorBody struct {
 	Error string `json:"error"`
+	Kind  string `json:"kind,omitempty"` // see kinds
 }
+
+// kinds are the errors of the daemon that its clients can tell from others, by their names on the wire.
+var kinds = map[string]error{
+	"not found":    usernet.ErrNotFound,
+	"exists":       usernet.ErrExists,
+	"invalid":      usernet.ErrInvalid,
+	"port taken":   usernet.ErrPortTaken,
+	"shuts down":   driver.ErrClosed,
+	"no addresses": driver.ErrExhausted,
+}
+
+func kindOf(err error) string {
+	for name, kind := range kinds {
+		if errors.Is(err, kind) {
+			return name
+		}
+	}
+	return ""
+}
+
+// refusal is an error of the daemon at its client.
+type refusal struct {
+	text string
+	kind error // nil: none of kinds
+}
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.kind }

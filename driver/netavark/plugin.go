@@ -13,6 +13,7 @@ import (
 	"os"
 
 	"github.com/usernet/usernet/driver/control"
+	"github.com/usernet/usernet/driver/held"
 )
 
 // APIVersion is the version of netavark's plugin interface.
@@ -95,6 +96,9 @@ func (p *Plugin) setup(ctx context.Context, path string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if Rootless() {
+		ex.PortMappings = nil // Podman has a forwarder of its own for these, which comes from inside the container
+	}
 	req, err := attachRequest(ex)
 	if err != nil {
 		return nil, err
@@ -104,11 +108,9 @@ func (p *Plugin) setup(ctx context.Context, path string) (any, error) {
 		return nil, fmt.Errorf("open the container's network namespace: %w", err)
 	}
 	defer ns.Close()
-	held, err := heldPorts(ex.ContainerID, req.Ports)
-	if err != nil {
+	if req.Ports, err = heldPorts(ex.ContainerID, req.Ports); err != nil {
 		return nil, err
 	}
-	req.Ports = held
 	var got control.Attached
 	err = p.Daemon.Ask(ctx, func(c *control.Client) (err error) {
 		got, err = c.Attach(ctx, req, ns)
@@ -136,6 +138,19 @@ func (p *Plugin) teardown(ctx context.Context, path string) error {
 	return p.Daemon.Ask(ctx, func(c *control.Client) error {
 		return c.Detach(ctx, ex.Network.ID, endpointID(ex), ns)
 	})
+}
+
+// heldPorts marks the ports that rootful Podman holds for the container.
+func heldPorts(containerID string, ports []control.Port) ([]control.Port, error) {
+	if len(ports) == 0 || os.Geteuid() != 0 || Rootless() {
+		return ports, nil
+	}
+	// Podman runs netavark, which runs us.
+	podman, err := held.Parent(os.Getppid())
+	if err != nil {
+		return nil, err
+	}
+	return held.Ports(containerID, podman, ports)
 }
 
 func decode[T any](r io.Reader) (v T, err error) {

@@ -151,7 +151,8 @@ func TestSetupAndTeardown(t *testing.T) {
 	in := execOf(`{"mtu": "1300"}`, `[{"host_ip": "127.0.0.1", "host_port": 8080, "container_port": 80, "range": 2, "protocol": "tcp,udp"}]`,
 		addresses+`, "static_mac": "02:00:00:00:be:ef"`)
 	want := `{"interfaces": {"eth0": {"mac_address": "02:00:00:00:be:ef", "subnets": [
-		{"ipnet": "10.213.0.2/24", "gateway": "10.213.0.1"}, {"ipnet": "fd00:213::2/64", "gateway": "fd00:213::1"}]}}}`
+		{"ipnet": "10.213.0.2/24", "gateway": "10.213.0.1"}, {"ipnet": "fd00:213::2/64", "gateway": "fd00:213::1"}]}},
+		"dns_server_ips": ["10.213.0.1", "fd00:213::1"], "dns_search_domains": ["dns.podman"]}`
 	for range 2 { // a setup that is repeated is as good as one
 		b.works(want, in, "setup", ns)
 		n := b.d.Status()[0]
@@ -205,6 +206,42 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// What a container's option on a network publishes is ours to publish, whatever Podman does about its own ports.
+func TestPublishOption(t *testing.T) {
+	b := newBench(t)
+	ns := pinned(t)
+	const publish = addresses + `, "options": {"publish": "8081:80+127.0.0.1:5353:53/udp+9000-9001:9000-9001"}`
+	const tcp = `[{"host_ip": "127.0.0.1", "host_port": 8080, "container_port": 80, "range": 1, "protocol": "tcp"}]`
+	check := func(want ...string) {
+		t.Helper()
+		if status, out := b.run(execOf("{}", tcp, publish), "setup", ns); status != 0 {
+			t.Fatalf("exit status %d: %s", status, out)
+		}
+		var got []string
+		for _, p := range b.d.Status()[0].Endpoints[0].Ports {
+			got = append(got, p.Port.String())
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("published ports (-want +got):\n%s", d)
+		}
+		b.works("", execOf("{}", tcp, publish), "teardown", ns)
+	}
+	ours := []string{"8081:80/tcp", "127.0.0.1:5353:53/udp", "9000:9000/tcp", "9001:9001/tcp"}
+	check(append([]string{"127.0.0.1:8080:80/tcp"}, ours...)...)
+	t.Setenv("_CONTAINERS_USERNS_CONFIGURED", "done") // rootless Podman serves its ports itself
+	check(ours...)
+
+	for value, want := range map[string]string{
+		"":             `option publish: invalid port ""`,
+		"80:80+":       `option publish: invalid port ""`,
+		"80:80 81:81":  `option publish: invalid port "80:80 81:81"`,
+		"80-90:80-81":  "11 ports of the host for 2",
+		"8081:80/icmp": `protocol "icmp"`,
+	} {
+		b.refused(want, execOf("{}", "[]", addresses+`, "options": {"publish": "`+value+`"}`), "setup", ns)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	b := newBench(t)
 	ns := pinned(t)
@@ -217,7 +254,7 @@ func TestErrors(t *testing.T) {
 	setup("10.9.9.9", execOf("{}", "[]", `"static_ips": ["10.9.9.9"]`))
 	setup("the network's gateway", execOf("{}", "[]", `"static_ips": ["10.213.0.1"]`))
 	setup(`option "mttu": unknown; did you mean mtu?`, execOf(`{"mttu": "1"}`, "[]", addresses))
-	setup(`option "colour": a container has no options`, execOf("{}", "[]", addresses+`, "options": {"colour": "red"}`))
+	setup(`option "colour": the only one that a container has on a network is publish`, execOf("{}", "[]", addresses+`, "options": {"colour": "red"}`))
 	setup("ports 65535-65536 to 80-81", execOf("{}", `[{"host_port": 65535, "container_port": 80, "range": 2, "protocol": "tcp"}]`, addresses))
 	setup(`protocol "icmp"`, execOf("{}", strings.Replace("["+tcp+"]", `"tcp"`, `"icmp"`, 1), addresses))
 	setup(`host address "here"`, execOf("{}", strings.Replace("["+tcp+"]", `""`, `"here"`, 1), addresses))
@@ -308,7 +345,7 @@ func TestStart(t *testing.T) {
 	for i := range runs {
 		p := netavark.Plugin{
 			Daemon: control.Daemon{Socket: socket, Serve: []string{"/proc/self/exe", socket}},
-			Stdin: strings.NewReader(fmt.Sprintf(network, "{}")), Stdout: &out[i],
+			Stdin:  strings.NewReader(fmt.Sprintf(network, "{}")), Stdout: &out[i],
 		}
 		go func() { results <- p.Run(context.Background(), []string{"create"}) }()
 	}
@@ -335,7 +372,7 @@ func TestStartFails(t *testing.T) {
 	var out bytes.Buffer
 	p := netavark.Plugin{
 		Daemon: control.Daemon{Socket: socket, Serve: []string{"/proc/self/exe", socket, "fail"}},
-		Stdin: strings.NewReader(fmt.Sprintf(network, "{}")), Stdout: &out,
+		Stdin:  strings.NewReader(fmt.Sprintf(network, "{}")), Stdout: &out,
 	}
 	(&bench{T: t}).isError(p.Run(t.Context(), []string{"create"}), out.String(), "exit status 3; "+filepath.Dir(socket)+"/usernet.log says why")
 }

@@ -38,6 +38,9 @@ var ourOptions = []string{optMetric, optNoDefault, optIsolate}
 // defaultMetric is what netavark's bridge driver gives the routes of --route.
 const defaultMetric = 100
 
+// searchDomain is the domain that Podman's own resolver, aardvark-dns, has the names in.
+const searchDomain = "dns.podman"
+
 // routing is what our options say.
 type routing struct {
 	metric    int // 0: not given
@@ -144,14 +147,14 @@ func attachRequest(ex exec) (control.AttachRequest, error) {
 	if ex.ContainerID == "" {
 		return req, invalid("container without an ID")
 	}
-	for _, name := range slices.Sorted(maps.Keys(ex.NetworkOptions.Options)) {
-		return req, invalid("option %.64q: a container has no options on a network", name)
-	}
 	spec, r, err := networkSpec(ex.Network)
 	if err != nil {
 		return req, err
 	}
 	req.Network, req.Metric, req.NoDefault = spec, r.metric, r.noDefault
+	if req.Names {
+		req.Domains = []string{searchDomain}
+	}
 	if mac := ex.NetworkOptions.StaticMAC; len(mac) > 0 {
 		req.MAC = net.HardwareAddr(mac).String()
 	}
@@ -179,12 +182,40 @@ func attachRequest(ex exec) (control.AttachRequest, error) {
 	if req.Ports, err = portsOf(ex.PortMappings); err != nil {
 		return req, err
 	}
+	more, err := publishedPorts(ex.NetworkOptions.Options)
+	if err != nil {
+		return req, err
+	}
+	req.Ports = append(req.Ports, more...)
 	for i := range req.Ports {
 		if !req.Ports[i].HostIP.IsValid() {
 			req.Ports[i].HostIP = options.HostBinding
 		}
 	}
 	return req, nil
+}
+
+// optPublish is the one option that a container has on a network: ports as those of -p, joined by +, that we are to publish
+// and Podman does not know of.
+const optPublish = "publish"
+
+func publishedPorts(options map[string]string) ([]control.Port, error) {
+	var ports []control.Port
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		if name != optPublish {
+			return nil, invalid("option %.64q: the only one that a container has on a network is %s", name, optPublish)
+		}
+		for spec := range strings.SplitSeq(options[name], "+") {
+			some, err := config.Ports(spec)
+			if err != nil {
+				return nil, fmt.Errorf("option %s: %w", name, err)
+			}
+			for _, p := range some {
+				ports = append(ports, control.PortOf(p))
+			}
+		}
+	}
+	return ports, nil
 }
 
 func routeOf(r types.Route) control.Route {

@@ -1,10 +1,13 @@
 package netavark
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"github.com/BurntSushi/toml"
 )
 
 // takenSubnets are the subnets of Podman's networks but that with the ID. What cannot be read there is nothing that
@@ -35,16 +38,29 @@ func takenSubnets(except string) []netip.Prefix {
 	return taken
 }
 
-// networkDirs are where Podman keeps its networks unless its configuration says otherwise.
+// networkDirs are where Podman keeps its networks unless containers.conf says otherwise. Those of an ordinary user are
+// beside the images.
 func networkDirs() []string {
 	if os.Geteuid() == 0 && !Rootless() {
 		return []string{"/etc/containers/networks"}
 	}
-	data := os.Getenv("XDG_DATA_HOME")
-	if data == "" {
-		data = filepath.Join(os.Getenv("HOME"), ".local/share")
+	return []string{filepath.Join(graphRoot(), "networks")}
+}
+
+// graphRoot is where an ordinary user's Podman keeps images (containers-storage.conf(5)).
+func graphRoot() string {
+	home := os.Getenv("HOME")
+	file := cmp.Or(os.Getenv("CONTAINERS_STORAGE_CONF"),
+		filepath.Join(cmp.Or(os.Getenv("XDG_CONFIG_HOME"), filepath.Join(home, ".config")), "containers/storage.conf"))
+	var conf struct {
+		Storage struct {
+			GraphRoot string `toml:"graphroot"`
+		} `toml:"storage"`
 	}
-	return []string{filepath.Join(data, "containers/storage/networks")}
+	if _, err := toml.DecodeFile(file, &conf); err == nil && conf.Storage.GraphRoot != "" {
+		return os.ExpandEnv(conf.Storage.GraphRoot)
+	}
+	return filepath.Join(cmp.Or(os.Getenv("XDG_DATA_HOME"), filepath.Join(home, ".local/share")), "containers/storage")
 }
 
 // Rootless tells whether Podman runs us in the user namespace that it makes for an ordinary user. There everybody is root.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,7 +51,38 @@ func At(path string) (bool, error) {
 }
 
 // Current opens the namespace of the calling process.
-func Current() (*NS, error) { return Open("/proc/thread-self/ns/net") }
+func Current() (*NS, error) { return Open(own) }
+
+// own is the namespace of the calling thread.
+const own = "/proc/thread-self/ns/net"
+
+// Own tells whether the network namespace of the calling process belongs to the user namespace that it is in. It does not
+// where an ordinary user is root of a user namespace but has the host's network.
+func Own() (bool, error) {
+	f, err := os.Open(own)
+	if err != nil {
+		return false, fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer f.Close()
+	owner, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_USERNS)
+	if errors.Is(err, unix.EPERM) {
+		return false, nil // it is outside of ours
+	}
+	if err != nil {
+		return false, fmt.Errorf("find the owner of the network namespace: %w", err)
+	}
+	of := os.NewFile(uintptr(owner), "user namespace")
+	defer of.Close()
+	theirs, err := of.Stat()
+	if err != nil {
+		return false, fmt.Errorf("find the owner of the network namespace: %w", err)
+	}
+	ours, err := os.Stat("/proc/self/ns/user")
+	if err != nil {
+		return false, fmt.Errorf("find own user namespace: %w", err)
+	}
+	return os.SameFile(ours, theirs), nil
+}
 
 // Create makes a new namespace and pins it at path, which must not be pinned yet: it then outlives the process, until
 // Remove. Missing parent directories are made.
@@ -72,7 +104,7 @@ func Create(path string) (_ *NS, err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(own, path, "none", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("pin network namespace at %s: %w", path, err)
 		}
 		return nil
@@ -113,8 +145,11 @@ func (ns *NS) Fd() int { return int(ns.f.Fd()) }
 // Do runs f on an operating system thread that is in the namespace. Sockets and descriptors that f makes stay in
 // the namespace; goroutines that f starts do not run in it.
 func (ns *NS) Do(f func() error) error {
+	if !mayReturn() {
+		return ns.doOneWay(f)
+	}
 	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
+	home, err := os.Open(own)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open own network namespace: %w", err)
@@ -133,6 +168,36 @@ func (ns *NS) Do(f func() error) error {
 	return f()
 }
 
+// mayReturn tells whether a thread that has entered another namespace can come back. Root of a user namespace cannot, if
+// the namespace that it comes from belongs to another one: rootless Podman runs us like that.
+var mayReturn = sync.OnceValue(func() bool {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := os.Open(own)
+	if err != nil {
+		return true // Do will tell
+	}
+	defer home.Close()
+	return !errors.Is(unix.Setns(int(home.Fd()), unix.CLONE_NEWNET), unix.EPERM)
+})
+
+// doOneWay is Do on a thread that goes in and never comes out. Even the own namespace could not be entered.
+func (ns *NS) doOneWay(f func() error) error {
+	there, err := ns.f.Stat()
+	if err != nil {
+		return fmt.Errorf("look at a network namespace: %w", err)
+	}
+	if here, err := os.Stat(own); err == nil && os.SameFile(here, there) {
+		return f()
+	}
+	return onOwnThread(func() error {
+		if err := unix.Setns(ns.Fd(), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
 // Close lets go of the namespace; a pin keeps it alive.
 func (ns *NS) Close() error { return ns.f.Close() }
 
@@ -141,6 +206,13 @@ func onOwnThread(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The runtime cannot end the main thread, which is also what others see of the process. While this
+			// goroutine has it, another one is given another thread.
+			defer runtime.UnlockOSThread()
+			done <- onOwnThread(f)
+			return
+		}
 		done <- f()
 	}()
 	return <-done

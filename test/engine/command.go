@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// Usernet runs the usernet command in the pretend host.
+// Usernet runs the usernet command in the pretend host, as whoever its networks are for.
 func (h *Host) Usernet(ctx context.Context, args ...string) (string, error) {
-	return h.command(ctx, "", filepath.Join(h.Dir, "bin/usernet"), args...)
+	return h.userCommand(ctx, "", filepath.Join(h.Dir, "bin/usernet"), args...)
 }
 
 // Run runs a command of the pretend host's root in the pretend host.
@@ -49,10 +49,21 @@ var ErrCommand = errors.New("command failed")
 func (h *Host) command(ctx context.Context, stdin, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	cmd := h.Command(ctx, name, args...)
+	return h.finish(ctx, h.Command(ctx, name, args...), stdin)
+}
+
+// userCommand is command as the user, if the pretend host has one.
+func (h *Host) userCommand(ctx context.Context, stdin, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	return h.finish(ctx, h.user.become(h.Command(ctx, name, args...)), stdin)
+}
+
+// finish runs a command that was made with ctx, and returns what it printed.
+func (h *Host) finish(ctx context.Context, cmd *exec.Cmd, stdin string) (string, error) {
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	line := filepath.Base(name) + " " + strings.Join(args, " ")
+	line := filepath.Base(cmd.Args[0]) + " " + strings.Join(cmd.Args[1:], " ")
 	if err := h.Start(cmd); err != nil {
 		return "", fmt.Errorf("%s: %w", line, err)
 	}

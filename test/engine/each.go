@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"os"
 	"regexp"
 	"slices"
@@ -35,8 +36,13 @@ func Each(t *testing.T, run func(t *testing.T, e *Engine)) {
 }
 
 // EachPodman is Each for Podman.
-func EachPodman(t *testing.T, run func(t *testing.T, p *Podman)) {
-	for _, kind := range []PodmanKind{Podman54(), Podman58()} {
+func EachPodman(t *testing.T, run func(t *testing.T, p *Podman)) { eachPodman(t, NewPodman, run) }
+
+// EachRootless is Each for the Podman of an ordinary user.
+func EachRootless(t *testing.T, run func(t *testing.T, p *Podman)) { eachPodman(t, NewRootless, run) }
+
+func eachPodman(t *testing.T, make func(context.Context, PodmanKind) (*Podman, error), run func(t *testing.T, p *Podman)) {
+	for _, kind := range []PodmanKind{Podman54(), Podman58(), Podman61()} {
 		if !Chosen("USERNET_TEST_ENGINES", kind.Name) {
 			continue
 		}
@@ -48,7 +54,7 @@ func EachPodman(t *testing.T, run func(t *testing.T, p *Podman)) {
 				}
 				t.Skip(err)
 			}
-			p, err := NewPodman(t.Context(), kind)
+			p, err := make(t.Context(), kind)
 			if err != nil {
 				t.Fatal(err)
 			}

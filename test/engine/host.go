@@ -45,6 +45,7 @@ type Host struct {
 	ns      *netns.NS
 	outside *Outside
 	usernet *process // nil until StartUsernet
+	user    *user    // whom its networks are for; nil: root
 }
 
 func newHost(root string) (_ *Host, err error) {

@@ -20,6 +20,9 @@ func Podman54() PodmanKind { return PodmanKind{"podman54", filepath.Join(cacheDi
 // Podman58 is Podman 5.8 with netavark 1.17, from Debian unstable.
 func Podman58() PodmanKind { return PodmanKind{"podman58", filepath.Join(cacheDir(), "podman58")} }
 
+// Podman61 is Podman 6.1 with netavark 2.0, from Debian experimental.
+func Podman61() PodmanKind { return PodmanKind{"podman61", filepath.Join(cacheDir(), "podman61")} }
+
 // Missing says what the machine lacks to run Podman, or nil.
 func (k PodmanKind) Missing() error {
 	if _, err := os.Stat(filepath.Join(k.root, "usr/bin/podman")); err != nil {
@@ -39,7 +42,19 @@ type Podman struct {
 }
 
 // NewPodman makes a pretend host with Podman and loads the test image. The caller closes it.
-func NewPodman(ctx context.Context, kind PodmanKind) (_ *Podman, err error) {
+func NewPodman(ctx context.Context, kind PodmanKind) (*Podman, error) {
+	p, err := newPodman(kind)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.loadImage(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func newPodman(kind PodmanKind) (*Podman, error) {
 	if err := kind.Missing(); err != nil {
 		return nil, err
 	}
@@ -48,22 +63,23 @@ func NewPodman(ctx context.Context, kind PodmanKind) (_ *Podman, err error) {
 		return nil, fmt.Errorf("%s: make the pretend host: %w", kind.Name, err)
 	}
 	p := &Podman{Host: host, Kind: kind}
-	defer func() {
-		if err != nil {
-			p.Close()
-		}
-	}()
 	if err := p.configure(); err != nil {
+		p.Close()
 		return nil, fmt.Errorf("%s: configure: %w", kind.Name, err)
 	}
+	return p, nil
+}
+
+// loadImage builds the programs and imports the test image.
+func (p *Podman) loadImage(ctx context.Context) error {
 	image, err := p.programs(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if _, err := p.command(ctx, image, "podman", "import", "--change", serveByDefault, "-", Image); err != nil {
-		return nil, fmt.Errorf("%s: load the test image: %w", kind.Name, err)
+	if _, err := p.userCommand(ctx, image, "podman", "import", "--change", serveByDefault, "-", Image); err != nil {
+		return fmt.Errorf("%s: load the test image: %w", p.Kind.Name, err)
 	}
-	return p, nil
+	return nil
 }
 
 // configure writes Podman's files. The containers have no cgroups of their own, for this host's are nobody's to share out.
@@ -102,7 +118,7 @@ graphroot = "` + filepath.Join(p.Dir, "storage") + `"
 
 // Podman runs podman and returns its standard output without the last newline.
 func (p *Podman) Podman(ctx context.Context, args ...string) (string, error) {
-	return p.command(ctx, "", "podman", args...)
+	return p.userCommand(ctx, "", "podman", args...)
 }
 
 // Docker runs the docker command against Podman's Docker-compatible API, which ServeAPI serves.

@@ -21,14 +21,17 @@ type process struct {
 
 // spawn starts a daemon. Its log is NAME.log in the engine's directory; a restart appends.
 func (h *Host) spawn(name string, args ...string) (*process, error) {
-	p := &process{name: filepath.Base(name), done: make(chan struct{})}
+	return h.spawnCommand(h.Command(context.Background(), name, args...))
+}
+
+func (h *Host) spawnCommand(cmd *exec.Cmd) (*process, error) {
+	p := &process{name: filepath.Base(cmd.Args[0]), cmd: cmd, done: make(chan struct{})}
 	p.log = h.Log(p.name)
 	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	p.cmd = h.Command(context.Background(), name, args...)
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	if err := h.Start(p.cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)

@@ -168,7 +168,11 @@ func (h *Host) nft(ctx context.Context) ([]string, error) {
 // namespaces lists the pinned ones, and the files in usernet's folder, pinned or not. (Docker removes its own files a
 // minute after their pins.)
 func (h *Host) namespaces(context.Context) ([]string, error) {
-	f, err := os.Open(h.proc("mountinfo"))
+	mounts := h.proc("mountinfo")
+	if h.user != nil && h.UsernetRunning() { // Podman has mounts of its own then
+		mounts = fmt.Sprintf("/proc/%d/mountinfo", h.usernet.cmd.Process.Pid)
+	}
+	f, err := os.Open(mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +183,7 @@ func (h *Host) namespaces(context.Context) ([]string, error) {
 			lines = append(lines, "pin "+fields[4])
 		}
 	}
-	err = filepath.WalkDir(h.Path(RunDir), func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(h.Path(h.UsernetDir()), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			lines = append(lines, "file "+strings.TrimPrefix(path, h.Path("")))
 		}
@@ -254,7 +258,7 @@ func (h *Host) usernetState(ctx context.Context) ([]string, error) {
 	if !h.UsernetRunning() {
 		return nil, nil
 	}
-	text, err := h.Usernet(ctx, "ps", "--json", "--control-socket", ControlSocket)
+	text, err := h.Usernet(ctx, "ps", "--json")
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,11 @@ func ports(r *rig) {
 	}
 	r.udp(r.host(), "127.0.0.1:5354", "peer ")
 	r.udp(r.outside(), hostIP+":5354", "peer "+router+":")
-	r.publishes("two", "web", hostIP2+" 8090->80/tcp", hostIP+" 8083->80/tcp", hostIP+" 5354->7/udp", "0.0.0.0 8100->80/tcp", ":: 8100->80/tcp")
+	everywhere := []string{"0.0.0.0 8100->80/tcp", ":: 8100->80/tcp"}
+	if r.e.Kind.Name == "podman61" {
+		everywhere = []string{"8100->80/tcp"} // it holds the port with one socket for both families
+	}
+	r.publishes("two", "web", append(everywhere, hostIP2+" 8090->80/tcp", hostIP+" 8083->80/tcp", hostIP+" 5354->7/udp")...)
 	if got := r.podman("port", "two", "80/tcp"); !strings.Contains(got, hostIP2+":8090") {
 		r.Errorf("podman port: %s", got)
 	}
@@ -134,3 +138,24 @@ func flushed(r *rig) {
 }
 
 func box(i int) string { return fmt.Sprintf("box%03d", i) }
+
+// publishOption: ports that Podman does not know of.
+func publishOption(r *rig) {
+	if r.mode.name == own.name {
+		return
+	}
+	r.network("web")
+	r.run("www", "--network", "web:publish=8081:80+5353:7/udp+127.0.0.1:8082:80", "-p", "8080:80")
+	for _, port := range []string{"8080", "8081"} {
+		r.page(r.outside(), hostIP+":"+port, "hello from www", "peer "+router+":")
+		r.page(r.host(), "127.0.0.1:"+port, "hello from www")
+	}
+	r.page(r.host(), "127.0.0.1:8082", "hello from www")
+	r.noPage(r.outside(), hostIP+":8082")
+	r.udp(r.outside(), hostIP+":5353", "peer "+router+":")
+	r.refused([]string{"bind 0.0.0.0:8081/tcp: port is already allocated by endpoint"}, "run", "-d", "--network", "web:publish=8081:80", engine.Image)
+	r.podman("restart", "-t", "0", "www")
+	r.page(r.outside(), hostIP+":8081", "hello from www", "peer "+router+":")
+	r.podman("stop", "-t", "0", "www")
+	r.noPage(r.outside(), hostIP+":8081")
+}

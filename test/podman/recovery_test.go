@@ -82,7 +82,7 @@ func (r *rig) started() []int {
 	var pids []int
 	for _, file := range files {
 		args, err := os.ReadFile(file)
-		if err != nil || !strings.Contains(string(args), "usernet\x00serve\x00") || strings.Contains(string(args), "--control-socket") {
+		if err != nil || !strings.Contains(string(args), "usernet\x00serve\x00") || strings.Contains(string(args), "--log-level") {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
@@ -115,7 +115,7 @@ func (r *rig) stopStarted() {
 // forgetStart removes what the start of a daemon leaves for the next one, and for people.
 func (r *rig) forgetStart() {
 	for _, file := range []string{"start.lock", "usernet.log"} {
-		r.must(os.Remove(r.e.Path(filepath.Join(engine.RunDir, file))))
+		r.must(os.Remove(r.e.Path(filepath.Join(r.e.UsernetDir(), file))))
 	}
 }
 

@@ -205,7 +205,7 @@ func (r *rig) addr(container, network string) netip.Addr {
 // ps is what usernet ps --json says.
 func (r *rig) ps() []psNetwork {
 	r.Helper()
-	text, err := r.e.Usernet(r.Context(), "ps", "--json", "--control-socket", engine.ControlSocket)
+	text, err := r.e.Usernet(r.Context(), "ps", "--json")
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -49,11 +49,15 @@ var cases = []testCase{
 	{name: "ports", modes: both, run: ports},
 	{name: "unreserved", modes: both, run: unreserved},
 	{name: "manyPorts", modes: both, run: manyPorts},
+	{name: "publishOption", modes: both, run: publishOption},
 	{name: "bindingOption", modes: both, run: bindingOption},
 	{name: "flushed", modes: both, run: flushed},
 	{name: "severalNetworks", modes: both, run: severalNetworks},
 	{name: "mixed", modes: both, run: mixed},
 	{name: "pod", modes: both, run: pod},
+	{name: "names", modes: both, run: names},
+	{name: "namesAcrossNetworks", modes: both, run: namesAcrossNetworks},
+	{name: "nameServers", modes: both, run: nameServers},
 	{name: "reload", modes: both, run: reload},
 	{name: "chosenAddresses", modes: both, run: chosenAddresses},
 	{name: "options", modes: both, run: options},
@@ -74,9 +78,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestPodman(t *testing.T) { engine.EachPodman(t, suite) }
+func TestPodman(t *testing.T) {
+	engine.EachPodman(t, func(t *testing.T, e *engine.Podman) { suite(t, e, cases) })
+}
 
-func suite(t *testing.T, e *engine.Podman) {
+func suite(t *testing.T, e *engine.Podman, cases []testCase) {
 	if os.Getenv("USERNET_TEST_MODES") != own.name {
 		if err := e.StartUsernet(t.Context()); err != nil {
 			t.Fatal(err)

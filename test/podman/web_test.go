@@ -74,7 +74,9 @@ func internal(r *rig) {
 		})
 	}
 	tries.Wait()
-	r.noPage(r.outside(), hostIP+":8080")
+	if r.mode.name != rootless.name { // rootless Podman has a forwarder inside of the container
+		r.noPage(r.outside(), hostIP+":8080")
+	}
 }
 
 func ipv6(r *rig) {

@@ -4,7 +4,7 @@
 //	probe fetch URL            prints the page
 //	probe tcp ADDRESS          copies standard input there and what comes back to standard output
 //	probe udp ADDRESS TEXT     prints the answer
-//	probe resolve NAME         prints the addresses, one a line, sorted
+//	probe resolve NAME [tcp]   prints the addresses, one a line, sorted; of an address the names
 //	probe hold ADDRESS         exchanges a line every 50 ms over one connection after another; prints what happens
 //	probe bulk ADDRESS BYTES   sends so many bytes to an echo server and checks what comes back
 //
@@ -172,13 +172,23 @@ func udp(args []string) error {
 func resolve(args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	addrs, err := net.DefaultResolver.LookupHost(ctx, args[0])
+	var r net.Resolver
+	if len(args) > 1 {
+		r.Dial = func(ctx context.Context, _, server string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, args[1], server)
+		}
+	}
+	lookup := r.LookupHost
+	if _, err := netip.ParseAddr(args[0]); err == nil {
+		lookup = r.LookupAddr
+	}
+	found, err := lookup(ctx, args[0])
 	if err != nil {
 		return err
 	}
-	slices.Sort(addrs)
-	for _, a := range addrs {
-		fmt.Println(a)
+	slices.Sort(found)
+	for _, f := range found {
+		fmt.Println(f)
 	}
 	return nil
 }

@@ -1,9 +1,13 @@
-package netavark
+// Package held finds out which published ports an engine has bound itself, by looking at the sockets of other processes. It
+// changes nothing about them.
+package held
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -27,29 +31,52 @@ type binding struct {
 	at    netip.AddrPort
 }
 
-// heldPorts marks the ports that Podman holds for the container. One for which it holds only IPv4's half becomes two.
-func heldPorts(containerID string, ports []control.Port) ([]control.Port, error) {
-	if len(ports) == 0 || os.Geteuid() != 0 || Rootless() {
-		return ports, nil
-	}
-	held := bound{}
-	// Podman runs netavark, which runs us.
-	podman, err := parent(os.Getppid())
-	if err == nil && podman > 1 {
-		err = held.add(podman)
-	}
+// Ports marks the ports that Podman, the process engine, holds for a container, or the container's monitor does. One for
+// which it holds only IPv4's half becomes two.
+func Ports(containerID string, engine int, ports []control.Port) ([]control.Port, error) {
+	b, err := look(containerID, engine, ports)
 	if err != nil {
 		return nil, err
 	}
-	if !held.holdsAll(ports) {
-		// A container that runs already, or Podman has let go of its ports.
-		for _, pid := range monitors(containerID) {
-			if err := held.add(pid); err != nil {
-				return nil, err
-			}
+	return b.mark(ports, hasIPv6()), nil
+}
+
+// Expected is Ports where the engine may bind the ports only after it has asked for the network, as Podman 4.3 does with CNI: those
+// that nobody has count as held. One that somebody else has is usernet.ErrPortTaken.
+func Expected(containerID string, engine int, ports []control.Port) ([]control.Port, error) {
+	b, err := look(containerID, engine, ports)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range ports {
+		if err := b.expect(p); err != nil {
+			return nil, err
 		}
 	}
-	return held.mark(ports, hasIPv6()), nil
+	return b.mark(ports, hasIPv6()), nil
+}
+
+// look finds what the engine's sockets are bound to and, if that is not all ports, the sockets of the container's monitor.
+func look(containerID string, engine int, ports []control.Port) (bound, error) {
+	b := bound{}
+	if len(ports) == 0 {
+		return b, nil
+	}
+	if engine > 1 {
+		if err := b.add(engine); err != nil {
+			return nil, err
+		}
+	}
+	if b.holdsAll(ports) {
+		return b, nil
+	}
+	// A container that runs already, or Podman has let go of its ports.
+	for _, pid := range monitors(containerID) {
+		if err := b.add(pid); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
 }
 
 // bound is what the sockets of some processes are bound to.
@@ -71,6 +98,41 @@ func (b bound) holdsAll(ports []control.Port) bool {
 		}
 		return !b.holds(p, netip.IPv4Unspecified())
 	})
+}
+
+// expect adds what the engine will bind for a port: IPv4's wildcard where no address is given.
+func (b bound) expect(p control.Port) error {
+	at := p.HostIP
+	if !at.IsValid() {
+		at = netip.IPv4Unspecified()
+	}
+	if b.holds(p, at) || p.Proto == usernet.SCTP {
+		return nil
+	}
+	if err := free(p.Proto, netip.AddrPortFrom(at, p.HostPort)); err != nil {
+		return fmt.Errorf("%s: %w: %w", p.Value(), usernet.ErrPortTaken, err)
+	}
+	b[binding{p.Proto, netip.AddrPortFrom(at, p.HostPort)}] = true
+	return nil
+}
+
+// free tells why nothing could be bound there.
+func free(proto usernet.Proto, at netip.AddrPort) error {
+	var c io.Closer
+	var err error
+	family := "4" // Go would take an IPv4 wildcard for that of both families
+	if at.Addr().Is6() {
+		family = "6"
+	}
+	if proto == usernet.UDP {
+		c, err = net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(at))
+	} else {
+		c, err = net.ListenTCP("tcp"+family, net.TCPAddrFromAddrPort(at))
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // mark tells which ports are held.
@@ -182,8 +244,8 @@ func boundTo(fd int) []binding {
 	return []binding{b}
 }
 
-// parent is the parent of a process.
-func parent(pid int) (int, error) {
+// Parent is the parent of a process.
+func Parent(pid int) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, fmt.Errorf("find the parent of process %d: %w", pid, err)

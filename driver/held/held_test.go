@@ -1,11 +1,10 @@
-package netavark
+package held
 
 import (
-	"encoding/json"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -99,7 +98,7 @@ func TestBindingsOfAProcess(t *testing.T) {
 }
 
 func TestParentAndMonitors(t *testing.T) {
-	if got, err := parent(os.Getpid()); err != nil || got != os.Getppid() {
+	if got, err := Parent(os.Getpid()); err != nil || got != os.Getppid() {
 		t.Errorf("parent %d, %v, want %d", got, err, os.Getppid())
 	}
 	if got := monitors("2db8b57420ec37be7c3f57c8554c233e"); len(got) != 0 {
@@ -107,31 +106,33 @@ func TestParentAndMonitors(t *testing.T) {
 	}
 }
 
-// FuzzRequests reads whatever comes, and what it accepts has to be something that can be asked of the daemon.
-func FuzzRequests(f *testing.F) {
-	f.Add(`{"container_id": "x", "port_mappings": [{"range": 65535, "container_port": 1}], "network": {"subnets": [{"subnet": ""}, {"gateway": "::"}], "routes": [{}]},
-		"network_options": {"static_mac": "AAAA", "static_ips": ["", "::ffff:1.2.3.4"], "interface_name": "eth0"}}`)
-	f.Add(`{"container_id": "x", "network": {"labels": {"usernet.": ""}, "options": {"metric": "-1", "isolate": "strict"}, "network_dns_servers": ["::%eth0"]}}`)
-	f.Add(`{"container_id": "x", "network": {"subnets": [{"subnet": "::ffff:10.0.0.0/112"}]}, "port_mappings": [{"host_ip": "::", "container_port": 65535, "protocol": ",,SCTP"}]}`)
-	f.Fuzz(func(t *testing.T, text string) {
-		ex, err := decode[exec](strings.NewReader(text))
-		if err != nil {
-			return
+// Podman binds the ports after it has asked for the network. What another process has it will not get.
+func TestExpected(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	there := netip.MustParseAddrPort(taken.Addr().String())
+	port := control.Port{Proto: usernet.TCP, HostIP: there.Addr(), HostPort: there.Port(), ContainerPort: 80}
+	wildcard := port
+	wildcard.HostIP = netip.Addr{}
+	const nobody = 1 << 22 // a process that is not there
+	for _, p := range []control.Port{port, wildcard} {
+		if got, err := Expected("c1", nobody, []control.Port{p}); !errors.Is(err, usernet.ErrPortTaken) {
+			t.Errorf("%v: got %v, %v", p, got, err)
 		}
-		req, err := attachRequest(ex)
-		if err != nil {
-			return
+		if got, err := Expected("c1", os.Getpid(), []control.Port{port}); err != nil || !got[0].Held {
+			t.Errorf("%v: got %v, %v; want it held", p, got, err)
 		}
-		for _, p := range req.Ports {
-			if p.ContainerPort == 0 || p.Proto != usernet.TCP && p.Proto != usernet.UDP && p.Proto != usernet.SCTP {
-				t.Errorf("port %+v", p)
-			}
-		}
-		if _, err := json.Marshal(req); err != nil {
-			t.Error(err)
-		}
-		if _, err := json.Marshal(prepared(ex.Network, req.Network)); err != nil {
-			t.Error(err)
-		}
-	})
+	}
+	taken.Close()
+	got, err := Expected("c1", nobody, []control.Port{port})
+	if err != nil || len(got) != 1 || !got[0].Held {
+		t.Errorf("got %v, %v; want one that is held", got, err)
+	}
+	got, err = Expected("c1", nobody, []control.Port{wildcard})
+	if err != nil || len(got) != 2 || !got[0].Held || got[0].HostIP != any4 || got[1].Held || got[1].HostIP != any6 {
+		t.Errorf("got %v, %v; want IPv4's half held", got, err)
+	}
 }
