@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -21,6 +22,7 @@ var version = ""
 
 // program is one run of the command.
 type program struct {
+	name           string // that it was called by
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	hangup         <-chan struct{} // serve: look at everything again
@@ -40,6 +42,7 @@ var commands = []command{
 	{"port", "add|rm ENDPOINT PORT...", "publish or release ports of a running container", (*program).port},
 	{"network", "rm NETWORK...", "remove networks that the engine has forgotten", (*program).network},
 	{"doctor", "", "tell what this machine can do, and what to type where it cannot", (*program).doctor},
+	{"oci-hook", "", "give a container its network, as a hook of its OCI runtime", (*program).ociHook},
 	{"version", "", "print the version", (*program).version},
 }
 
@@ -69,12 +72,18 @@ func main() {
 			}
 		}
 	}()
-	p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, hangup: hangup}
+	p := &program{name: filepath.Base(os.Args[0]), stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, hangup: hangup}
 	os.Exit(p.main(ctx, os.Args[1:]))
 }
 
 // main runs the command line and returns the exit status: 0, 1 for a failure, 2 for a wrong command line.
 func (p *program) main(ctx context.Context, args []string) int {
+	if p.name == netnsName {
+		return p.netns(ctx, args)
+	}
+	if status, done := p.cni(ctx, args); done {
+		return status
+	}
 	if len(args) == 0 {
 		p.usage(p.stderr)
 		return 2
