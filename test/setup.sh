@@ -120,7 +120,7 @@ cni() {
 }
 
 # peers adds to $cache/sid and $cache/peers whom make bench compares usernet with. Who cannot be had is left out: the
-# benchmark names those. What is built is newer than Debian's packages of it.
+# benchmark names those. (test/gvproxy, which compares answers with gvproxy's, does not do without.) What is built is newer than Debian's packages of it.
 peers() (
 	exec 9>"$cache/lock"
 	flock 9
@@ -160,9 +160,7 @@ packages docker.io iptables nftables busybox-static conntrack iproute2 iputils-p
 if [ "${1:-}" = demo ]; then exit; fi
 packages debootstrap docker-compose runc crun gcc libc6-dev git make
 sid
-if [ "${1:-}" = bench ]; then
-	peers
-	exit
-fi
+peers
+if [ "${1:-}" = bench ]; then exit; fi
 podman
 cni
