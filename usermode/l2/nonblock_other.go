@@ -1,0 +1,16 @@
+//go:build !unix
+
+package l2
+
+import (
+	"io"
+	"os"
+	"syscall"
+)
+
+func nonblocking(io.Writer) syscall.RawConn { return nil }
+
+func writeNow(uintptr, []byte) (int, error) { return 0, nil }
+
+// Stdio makes a link of standard input and output. Here nothing but the process's end interrupts them.
+func Stdio(in, out *os.File, opts Options) (*Link, error) { return Files(in, out, opts), nil }
