@@ -102,7 +102,8 @@ func testPodman(t *testing.T, p *engine.Podman) {
 	before := snap()
 	podman("network", "create", "web")
 	podman("run", "-d", "--name", "www", "--network", "web", "-p", "8080:80", "-p", "5353:5353/udp", engine.Image, "probe", "serve", "80", "5353")
-	if d := before.Diff(snap()); !strings.Contains(d, ":8080") || !strings.Contains(d, "+ namespaces: pin") {
+	// The port shows as a listening socket or, where Podman binds without listening (6), in netavark's rules.
+	if d := before.Diff(snap()); !strings.Contains(d, "8080") || !strings.Contains(d, "+ namespaces: pin") {
 		t.Errorf("the snapshot misses the container:\n%s", d)
 	}
 	for _, addr := range []string{"127.0.0.1:8080", engine.HostAddr.Addr().String() + ":8080"} {

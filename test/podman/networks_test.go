@@ -54,7 +54,9 @@ func mixed(r *rig) {
 // pod: containers that share a namespace.
 func pod(r *rig) {
 	r.network("web")
-	r.podman("pod", "create", "--name", "pod", "--infra-command", "/bin/sleep 9999", "--infra-image", engine.Image, "--network", "web", "-p", "8080:80", "-p", "8081:81")
+	// Ports that no case before published by usernet itself: Podman 6 binds without SO_REUSEADDR, and connections in
+	// TIME_WAIT are in its way.
+	r.podman("pod", "create", "--name", "pod", "--infra-command", "/bin/sleep 9999", "--infra-image", engine.Image, "--network", "web", "-p", "8080:80", "-p", "8091:81")
 	r.podman("run", "-d", "--pod", "pod", "--name", "one", engine.Image, "probe", "serve", "80")
 	r.podman("run", "-d", "--pod", "pod", "--name", "two", engine.Image, "probe", "fetch", "http://127.0.0.1/")
 	r.page(r.outside(), hostIP+":8080", "hello from", "peer "+router+":")
