@@ -200,7 +200,7 @@ func rounds(r *rig) {
 		}
 	})
 	r.Logf("%d rounds", done[0]+done[1]+done[2]+done[3])
-	r.wait(patience, "nothing to be left", func() error { return same(before, r.snapshot()) })
+	r.wait(patience, "nothing to be left", func() error { return before.Same(r.snapshot()) })
 }
 
 // crash: the daemon is killed between ADD and DEL. Another one comes before DEL, or only after it.

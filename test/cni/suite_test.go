@@ -71,7 +71,7 @@ func run(t *testing.T, e *engine.CNI, c testCase) {
 	before := r.snapshot()
 	defer func() {
 		r.clean()
-		r.wait(10*time.Second, "the host to look as before", func() error { return same(before, r.snapshot()) })
+		r.wait(10*time.Second, "the host to look as before", func() error { return before.Same(r.snapshot()) })
 		if t.Failed() {
 			t.Logf("logs since the test began:\n%s", e.LogsSince(r.logs))
 		}

@@ -50,7 +50,7 @@ func usernetKilled(r *rig) {
 	r.works("peer ["+hostIP6+"]:", "www", "probe", "fetch", "http://["+far6+"]/")
 	r.works("hello from www", "busy", "probe", "fetch", "http://www/")
 	r.works("1 packets received", "busy", "ping", "-c", "1", "-W", "2", far)
-	r.wait(5*time.Second, "the host to look as before the kill", func() error { return same(before, r.snapshot()) })
+	r.wait(5*time.Second, "the host to look as before the kill", func() error { return before.Same(r.snapshot()) })
 
 	r.docker("restart", "-t", "0", "www") // the new usernet can end what the old one began
 	r.page(r.outside(), hostIP+":8080", "hello from www")
@@ -113,7 +113,7 @@ func usernetKilledAnytime(r *rig) {
 		r.docker("rm", "-f", "after")
 		r.docker("network", "rm", "web")
 	}
-	r.wait(5*time.Second, "nothing to be left", func() error { return same(before, r.snapshot()) })
+	r.wait(5*time.Second, "nothing to be left", func() error { return before.Same(r.snapshot()) })
 }
 
 // usernetAbsent: containers go while usernet is not there to hear of it, and Docker tells nobody afterwards.
@@ -222,7 +222,7 @@ func liveRestore(r *rig) {
 		r.page(r.outside(), hostIP+":8080", "hello from www", "peer "+router+":")
 		r.works("peer "+hostIP+":", "www", "probe", "fetch", "http://"+far+"/")
 		r.works("hello from two", "www", "probe", "fetch", "http://two/")
-		r.wait(5*time.Second, "the host to look as before", func() error { return same(before, r.snapshot()) })
+		r.wait(5*time.Second, "the host to look as before", func() error { return before.Same(r.snapshot()) })
 	}
 	r.docker("stop", "-t", "0", "www")
 	r.wait(soon, "the port to be free", func() error { return r.free("8080") })

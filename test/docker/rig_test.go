@@ -251,18 +251,7 @@ func (r *rig) publishes(container, network string, want ...string) {
 // wait asks until it is told that all is well; after the time it fails with the last error.
 func (r *rig) wait(limit time.Duration, what string, check func() error) {
 	r.Helper()
-	deadline := time.Now().Add(limit)
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			r.Errorf("waited %v for %s: %v", limit, what, err)
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	engine.Wait(r, limit, what, check)
 }
 
 func (r *rig) snapshot() engine.Snapshot {
@@ -271,13 +260,6 @@ func (r *rig) snapshot() engine.Snapshot {
 		r.Errorf("snapshot: %v", err)
 	}
 	return s
-}
-
-func same(before, after engine.Snapshot) error {
-	if diff := before.Diff(after); diff != "" {
-		return errors.New(diff)
-	}
-	return nil
 }
 
 // clean removes every container and every network that a test can make. A test that failed may have left a daemon

@@ -77,7 +77,7 @@ func badState(r *rig) {
 			r.Errorf("configuration %q: %v", text, err)
 		}
 	}
-	if err := same(before, r.snapshot()); err != nil {
+	if err := before.Same(r.snapshot()); err != nil {
 		r.Error(err)
 	}
 }

@@ -329,18 +329,7 @@ func (r *rig) noPage(from *netns.NS, addr string) {
 // wait asks until it is told that all is well; after the time it fails with the last error.
 func (r *rig) wait(limit time.Duration, what string, check func() error) {
 	r.Helper()
-	deadline := time.Now().Add(limit)
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			r.Errorf("waited %v for %s: %v", limit, what, err)
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	engine.Wait(r, limit, what, check)
 }
 
 func (r *rig) snapshot() engine.Snapshot {
@@ -354,10 +343,3 @@ func (r *rig) snapshot() engine.Snapshot {
 
 // background is for what must be done after the test's own context ended.
 func (r *rig) background() context.Context { return context.WithoutCancel(r.Context()) }
-
-func same(before, after engine.Snapshot) error {
-	if diff := before.Diff(after); diff != "" {
-		return errors.New(diff)
-	}
-	return nil
-}

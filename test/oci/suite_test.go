@@ -86,7 +86,7 @@ func run(t *testing.T, h *engine.Host, runtime, mode string, c testCase) {
 	before := r.snapshot()
 	defer func() {
 		r.end(r.made...)
-		r.wait(10*time.Second, "the host to look as before", func() error { return same(before, r.snapshot()) })
+		r.wait(10*time.Second, "the host to look as before", func() error { return before.Same(r.snapshot()) })
 		if t.Failed() {
 			t.Logf("logs since the test began:\n%s", h.LogsSince(r.logs))
 		}

@@ -225,7 +225,7 @@ func again(r *rig) {
 			r.Fatalf("a connection through calls of the hook: %q, %v", answer, err)
 		}
 	}
-	if err := same(before, r.snapshot()); err != nil {
+	if err := before.Same(r.snapshot()); err != nil {
 		r.Error(err)
 	}
 }

@@ -216,7 +216,7 @@ func killedAnytime(r *rig) {
 		r.page(r.outside(), hostIP+":8080", "hello from after")
 		r.podman("rm", "-f", "-t", "0", "after")
 	}
-	r.wait(5*time.Second, "nothing to be left", func() error { return same(before, r.snapshot()) })
+	r.wait(5*time.Second, "nothing to be left", func() error { return before.Same(r.snapshot()) })
 }
 
 func (r *rig) stopAnyStarted() {

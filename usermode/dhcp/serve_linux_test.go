@@ -44,7 +44,10 @@ func listen(t *testing.T, iface string) net.PacketConn {
 func TestUdhcpc(t *testing.T) {
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("no busybox")
+		if os.Getenv("USERNET_TEST_STRICT") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
 	}
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ns := nettest.NewNS(t)
