@@ -84,26 +84,39 @@ func TestGreedyDialer(t *testing.T) {
 		st := c.stats()
 		return st.Pending >= maxClientHandshakes && st.Ignored > 0
 	})
-	var took []time.Duration
-	for range 50 {
-		start := time.Now()
+	const others = 50
+	repeated := 0
+	for range others {
 		conn, err := b.dialAs(otherGuest4, to)
 		if err != nil {
 			t.Fatal(err)
 		}
 		exchange(t, conn)
-		took = append(took, time.Since(start))
+		repeated += min(retransmits(t, conn), 1)
 		conn.Close()
 	}
-	slices.Sort(took)
-	// Without the limit the others' SYNs would be dropped, and repeated after a second.
-	if median, worst := took[len(took)/2], took[len(took)-1]; median > 100*time.Millisecond || worst > 900*time.Millisecond {
-		t.Errorf("the other container's connections took %v, at worst %v", median, worst)
+	// Without the limit the others' SYNs would be dropped, and repeated after a second. A busy machine loses one that way, too.
+	if repeated > others/10 {
+		t.Errorf("%d of the other container's %d connections had to repeat packets", repeated, others)
 	}
 	if st := c.stats(); st.Pending > maxClientHandshakes+1 || st.Refused != 0 {
 		t.Errorf("%+v, want no more than %d pending", st, maxClientHandshakes)
 	}
 	relays.cancel() // or the dials would have to time out
+}
+
+// retransmits is the number of packets that the kernel has sent more than once, the SYN included.
+func retransmits(t testing.TB, c net.Conn) int {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	if cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return int(info.Total_retrans)
 }
 
 func exchange(t testing.TB, c net.Conn) {

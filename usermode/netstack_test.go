@@ -166,6 +166,9 @@ func addTestTUN(t testing.TB, ns *netns.NS, v variant) *os.File {
 		if err := h.LinkSetMTU(link, v.mtu); err != nil {
 			return err
 		}
+		if err := h.LinkSetTxQLen(link, uplinkQueue); err != nil { // as the fabric's
+			return err
+		}
 		for _, a := range []netip.Prefix{guest4, guest6} {
 			if err := nettest.Addr(h, name, a); err != nil {
 				return err

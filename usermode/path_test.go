@@ -46,13 +46,6 @@ func newPathBed(b testing.TB, v variant) *pathBed {
 	router := netip.MustParsePrefix("10.200.22.1/24")
 	vethBetween(b, fabric, router, p.container, netip.MustParsePrefix("10.200.22.2/24"))
 	vethBetween(b, p.far, farDirect, p.container, netip.MustParsePrefix("10.200.21.3/24"))
-	nettest.Handle(b, fabric, func(h *netlink.Handle) error {
-		l, err := h.LinkByName("tun0")
-		if err != nil {
-			return err
-		}
-		return h.LinkSetTxQLen(l, uplinkQueue)
-	})
 	nettest.Handle(b, p.container, func(h *netlink.Handle) error {
 		_, dst, _ := net.ParseCIDR(farHost.String())
 		return h.RouteAdd(&netlink.Route{Dst: dst, Gw: router.Addr().AsSlice()})
