@@ -85,9 +85,9 @@ func walkthrough(r *rig) {
 	var script strings.Builder
 	fmt.Fprintf(&script, "cd %s; PATH=%s/bin:%s/bin:$PATH\n", dir, dir, r.h.Dir)
 	for i, s := range all {
-		// A server may take a moment until it listens.
+		// A server may take a moment until it listens; what was printed in vain until then does not count.
 		if strings.Contains(s.command, "wget") {
-			s.command = "for try in 1 2 3 4 5 6 7 8 9 10; do\n" + strings.TrimSpace(s.command) + " && break; sleep 0.2\ndone\n"
+			s.command = "for try in 1 2 3 4 5 6 7 8 9 10; do\n{ " + strings.TrimSpace(s.command) + "; } >try.log 2>&1 && break; sleep 0.2\ndone\ncat try.log\n"
 		}
 		fmt.Fprintf(&script, "echo '@@ %d'\n{\n%s} 2>&1 || echo '@@ failed'\n", i, s.command)
 	}
