@@ -77,7 +77,8 @@ func (r *rig) privatePorts() map[string]bool {
 	return found
 }
 
-// unreserved: Podman may be told not to hold ports; then usernet does.
+// unreserved: Podman may be told not to hold ports; then usernet does. They are ports of no other case: what usernet served
+// rests in TIME_WAIT, which Podman 6 does not bind beside (it asks for no SO_REUSEADDR).
 func unreserved(r *rig) {
 	conf := r.e.Path("/etc/containers/containers.conf")
 	text, err := os.ReadFile(conf)
@@ -89,15 +90,15 @@ func unreserved(r *rig) {
 	}
 	defer os.WriteFile(conf, text, 0o644)
 	r.network("web")
-	r.run("www", "--network", "web", "-p", "8080:80", "-p", "5353:7/udp")
-	r.page(r.outside(), hostIP+":8080", "hello from www", "peer "+router+":")
-	r.page(r.host(), "[::1]:8080", "hello from www")
+	r.run("www", "--network", "web", "-p", "8070:80", "-p", "5353:7/udp")
+	r.page(r.outside(), hostIP+":8070", "hello from www", "peer "+router+":")
+	r.page(r.host(), "[::1]:8070", "hello from www")
 	r.udp(r.outside(), hostIP+":5353", "peer "+router+":")
-	r.publishes("www", "web", "8080->80/tcp", "5353->7/udp")
-	r.refused([]string{"8080/tcp: port is already allocated by endpoint"}, "run", "-d", "--network", "web", "-p", "8080:80", engine.Image)
-	strange := r.listen("tcp", ":8081")
+	r.publishes("www", "web", "8070->80/tcp", "5353->7/udp")
+	r.refused([]string{"8070/tcp: port is already allocated by endpoint"}, "run", "-d", "--network", "web", "-p", "8070:80", engine.Image)
+	strange := r.listen("tcp", ":8071")
 	defer strange.Close()
-	r.refused([]string{"8081/tcp: port is already allocated"}, "run", "-d", "--network", "web", "-p", "8081:80", engine.Image)
+	r.refused([]string{"8071/tcp: port is already allocated"}, "run", "-d", "--network", "web", "-p", "8071:80", engine.Image)
 }
 
 // manyPorts: a range of 5 000 ports.
