@@ -235,6 +235,54 @@ func TestAdoptedBridgeIsGivenBackAsItWas(t *testing.T) {
 	}
 }
 
+// A process killed between making the bridge and marking it leaves one without a mark.
+func TestUnmarkedBridgeIsOursByItsAddress(t *testing.T) {
+	nettest.NoLeaks(t)
+	n := network(usernet.Bridge)
+	cfg := endpoint.Config{Network: n, Log: slog.New(slog.DiscardHandler)}
+	unmark := func() netlink.Link {
+		s, err := endpoint.Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		link, err := netlink.LinkByName(n.BridgeName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if link.Attrs().Alias == "" {
+			t.Error("Open did not mark the bridge")
+		}
+		if err := netlink.LinkSetAlias(link, ""); err != nil {
+			t.Fatal(err)
+		}
+		return link
+	}
+	unmark()
+	link := unmark() // it was opened unmarked, and got the mark
+	if err := endpoint.Remove(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := netlink.LinkByName(n.BridgeName()); err == nil {
+		t.Error("Remove left the bridge")
+	}
+
+	// Somebody else's of that name has another address.
+	la := netlink.NewLinkAttrs()
+	la.Name = link.Attrs().Name
+	strange := &netlink.Bridge{LinkAttrs: la}
+	if err := netlink.LinkAdd(strange); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { netlink.LinkDel(strange) })
+	if s, err := endpoint.Open(cfg); !errors.Is(err, usernet.ErrExists) {
+		s.Close()
+		t.Errorf("open beside a strange bridge: %v, want one that says it exists", err)
+	}
+}
+
 func TestOpenRefusesALinkThatIsNoBridge(t *testing.T) {
 	ns := nettest.NewNS(t)
 	nettest.Veth(t, "taken0", netip.Prefix{}, ns, "peer0", netip.Prefix{})

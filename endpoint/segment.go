@@ -5,6 +5,7 @@
 package endpoint
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -148,9 +149,14 @@ func (s *Segment) setBridge() error {
 		if link.Type() != "bridge" {
 			return fmt.Errorf("%w: the link %s is there and is a %s, not a bridge", usernet.ErrExists, name, link.Type())
 		}
-		s.adopted = link.Attrs().Alias != mark(s.network)
+		s.adopted = !madeFor(link, s.network)
 		if s.adopted && s.network.Options.BridgeName == "" && s.gateway == nil {
 			return fmt.Errorf("%w: the bridge %s is there and is not ours", usernet.ErrExists, name)
+		}
+		if !s.adopted {
+			if err := s.setMark(link); err != nil {
+				return err
+			}
 		}
 	case errors.As(err, &netlink.LinkNotFoundError{}):
 		if link, err = s.addBridge(name); err != nil {
@@ -184,14 +190,31 @@ func (s *Segment) addBridge(name string) (_ netlink.Link, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("find bridge %s: %w", name, err)
 	}
-	if err := s.nl.LinkSetAlias(link, mark(s.network)); err != nil {
-		return nil, errors.Join(fmt.Errorf("mark bridge %s: %w", name, err), s.nl.LinkDel(link))
+	if err := s.setMark(link); err != nil {
+		return nil, errors.Join(err, s.nl.LinkDel(link))
 	}
 	return link, nil
 }
 
 // mark is the alias by which a bridge of ours is known after a restart.
 func mark(n usernet.Network) string { return "usernet " + n.ID }
+
+func (s *Segment) setMark(link netlink.Link) error {
+	if link.Attrs().Alias == mark(s.network) {
+		return nil
+	}
+	if err := s.nl.LinkSetAlias(link, mark(s.network)); err != nil {
+		return fmt.Errorf("mark bridge %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+// madeFor tells whether addBridge made the bridge for n. The kernel takes an alias for links that exist, not for new ones: one
+// whose maker was killed in between has no alias, but an address that nobody else chooses.
+func madeFor(link netlink.Link, n usernet.Network) bool {
+	a := link.Attrs()
+	return a.Alias == mark(n) || a.Alias == "" && bytes.Equal(a.HardwareAddr, bridgeMAC(n.ID))
+}
 
 // setAddresses gives the bridge the gateway addresses that it lacks.
 func (s *Segment) setAddresses(link netlink.Link) error {
@@ -279,7 +302,7 @@ func Remove(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", name, err)
 	}
-	if link.Attrs().Alias == mark(cfg.Network) {
+	if madeFor(link, cfg.Network) {
 		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("delete bridge %s: %w", name, err)
 		}
