@@ -59,9 +59,9 @@ func (s *echoSocket) available() bool {
 
 // register gives e a sequence number, unless too many requests are without an answer.
 func (s *echoSocket) register(e echo) (seq uint16, ok bool) {
-	if !s.relay.pending.take(e.client) {
+	if !s.relay.pending.Take(e.client) {
 		s.sweep(e.sent)
-		if !s.relay.pending.take(e.client) {
+		if !s.relay.pending.Take(e.client) {
 			return 0, false
 		}
 	}
@@ -90,7 +90,7 @@ func (s *echoSocket) sweep(now time.Time) {
 
 func (s *echoSocket) forget(seq uint16, e echo) {
 	delete(s.open, seq)
-	s.relay.pending.put(e.client)
+	s.relay.pending.Put(e.client)
 }
 
 // asked finds the request with seq that was sent to host.

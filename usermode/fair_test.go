@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 var otherGuest4 = netip.MustParsePrefix("10.200.8.3/24")
@@ -67,10 +68,9 @@ func blackHole(t testing.TB) netip.AddrPort {
 
 // A container that knocks at thousands of dead addresses delays nobody else, and the counters show it.
 func TestGreedyDialer(t *testing.T) {
-	const greed = 3 * maxClientHandshakes
-	var relays *tcpRelays
+	const greed = 3 * tcprelay.MaxClientHandshakes
 	var c *carrier
-	b := runCarrier(t, testNetstackConfig(t, usual), func(made *carrier) { c, relays = made, made.relays })
+	b := runCarrier(t, testNetstackConfig(t, usual), func(made *carrier) { c = made })
 	b.addGuest(t)
 	hole, to := blackHole(t), listenTCP(t, host4.Addr(), echoTCP)
 	for range greed {
@@ -82,7 +82,7 @@ func TestGreedyDialer(t *testing.T) {
 	}
 	eventually(t, "the limit is reached", func() bool {
 		st := c.stats()
-		return st.Pending >= maxClientHandshakes && st.Ignored > 0
+		return st.Pending >= tcprelay.MaxClientHandshakes && st.Ignored > 0
 	})
 	const others = 50
 	repeated := 0
@@ -99,10 +99,10 @@ func TestGreedyDialer(t *testing.T) {
 	if repeated > others/10 {
 		t.Errorf("%d of the other container's %d connections had to repeat packets", repeated, others)
 	}
-	if st := c.stats(); st.Pending > maxClientHandshakes+1 || st.Refused != 0 {
-		t.Errorf("%+v, want no more than %d pending", st, maxClientHandshakes)
+	if st := c.stats(); st.Pending > tcprelay.MaxClientHandshakes+1 || st.Refused != 0 {
+		t.Errorf("%+v, want no more than %d pending", st, tcprelay.MaxClientHandshakes)
 	}
-	relays.cancel() // or the dials would have to time out
+	c.relays.Close() // or the dials would have to time out
 }
 
 // retransmits is the number of packets that the kernel has sent more than once, the SYN included.
@@ -169,7 +169,7 @@ func TestBulkBesideRequests(t *testing.T) {
 		if err := ep.GetSockOpt(&info); err != nil {
 			t.Fatal(err)
 		}
-		if size := ep.SocketOptions().GetReceiveBufferSize(); size != tcpBuffer && info.RTT < farAway {
+		if size := ep.SocketOptions().GetReceiveBufferSize(); size != tcprelay.Buffer && info.RTT < 20*time.Millisecond {
 			t.Errorf("a receive buffer has grown to %d bytes, for a round trip of %v", size, info.RTT)
 		}
 	}
@@ -178,7 +178,9 @@ func TestBulkBesideRequests(t *testing.T) {
 // Connections beyond a container's share are reset; another container still gets its own.
 func TestTooManyConnections(t *testing.T) {
 	var c *carrier
-	b := runCarrier(t, testNetstackConfig(t, usual), func(made *carrier) { c = made; c.relays.made.each = 3 })
+	cfg := testNetstackConfig(t, usual)
+	cfg.TCP.ClientConns = 3
+	b := runCarrier(t, cfg, func(made *carrier) { c = made })
 	b.addGuest(t)
 	to := listenTCP(t, host4.Addr(), echoTCP)
 	for range 3 {
@@ -203,7 +205,9 @@ func TestTooManyConnections(t *testing.T) {
 
 // A destination that does not answer is one that refuses, when the dial's time is up.
 func TestDialTimeout(t *testing.T) {
-	b := runCarrier(t, testNetstackConfig(t, usual), func(c *carrier) { c.relays.dialer.Timeout = 300 * time.Millisecond })
+	cfg := testNetstackConfig(t, usual)
+	cfg.TCP.Dial = 300 * time.Millisecond
+	b := runCarrier(t, cfg, func(*carrier) {})
 	start := time.Now()
 	_, err := b.dial("tcp", blackHole(t))
 	if took := time.Since(start); !errors.Is(err, syscall.ECONNREFUSED) || took < 300*time.Millisecond {

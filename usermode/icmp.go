@@ -11,6 +11,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 const (
@@ -26,7 +28,7 @@ const (
 // receives from the TUN.
 type echoRelay struct {
 	*exit
-	pending  *quota
+	pending  *tcprelay.Quota
 	patience time.Duration // echoTimeout
 	v4, v6   echoSocket
 	refused  atomic.Uint64 // requests that were not sent
@@ -41,7 +43,7 @@ type echo struct {
 }
 
 func newEchoRelay(x *exit) *echoRelay {
-	r := &echoRelay{exit: x, pending: newQuota(maxEchoes, maxClientEchoes), patience: echoTimeout}
+	r := &echoRelay{exit: x, pending: tcprelay.NewQuota(maxEchoes, maxClientEchoes), patience: echoTimeout}
 	r.v4 = echoSocket{relay: r, v4: true, fd: -1, open: make(map[uint16]echo)}
 	r.v6 = echoSocket{relay: r, fd: -1, open: make(map[uint16]echo)}
 	return r

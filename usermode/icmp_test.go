@@ -16,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // pingGroups sets who may have ping sockets in the test's namespace, which is the netstack's.
@@ -145,7 +146,7 @@ func TestPingNoReply(t *testing.T) {
 // Requests that are never answered take up a bounded number of places, and not for ever.
 func TestPingLimits(t *testing.T) {
 	s := newTestStack(t)
-	s.echoes.pending.each, s.echoes.pending.total = 3, 5
+	s.echoes.pending = tcprelay.NewQuota(5, 3)
 	s.echoes.patience = time.Second
 	s.start(t)
 	dead := host4.Addr().Next()

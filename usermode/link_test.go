@@ -15,6 +15,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 func TestClassify(t *testing.T) {
@@ -232,9 +234,7 @@ func TestGarbage(t *testing.T) {
 
 // A container that sends SYNs and never answers keeps nobody else from connecting.
 func TestSYNFlood(t *testing.T) {
-	s := newTestStack(t)
-	s.relays.pending.each, s.relays.pending.total = 20, 30
-	s.relays.patience = 2 * time.Second
+	s := newTestStack(t, tcprelay.Limits{Handshakes: 30, ClientHandshakes: 20, Handshake: 2 * time.Second})
 	s.start(t)
 	to := listenTCP(t, host4.Addr(), func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
 	for port := uint16(1); port <= 100; port++ {
@@ -260,9 +260,7 @@ func TestSYNFlood(t *testing.T) {
 		t.Errorf("%d handshakes of one container at a time, want 20", len(answered))
 	}
 	eventually(t, "the handshakes are given up", func() bool {
-		s.relays.pending.mu.Lock()
-		defer s.relays.pending.mu.Unlock()
-		return s.relays.pending.used == 0
+		return s.relays.Stats().Pending == 0
 	})
 }
 

@@ -20,6 +20,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // nicID is the one NIC of a netstack.
@@ -38,6 +40,8 @@ type netstackConfig struct {
 	// Sources are the addresses that packets may come from; with none, any. A container that makes up its address
 	// would otherwise be as many clients as it likes, to limits that are per client.
 	Sources []netip.Prefix
+	// TCP bounds connections.
+	TCP tcprelay.Limits
 	// Fast takes TCP connections over once their destinations have answered; nil leaves them to netstack.
 	Fast *fastPath
 	Log  *slog.Logger
@@ -114,7 +118,7 @@ func (s *netstack) run(ctx context.Context, tun *os.File) error {
 type carrier struct {
 	link   *link
 	stack  *stack.Stack
-	relays *tcpRelays
+	relays *tcprelay.Relays
 	flows  *udpFlows
 	echoes *echoRelay
 	poller *poller
@@ -135,13 +139,13 @@ func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
 	x := &exit{cfg: cfg, stack: st, link: link, poller: p}
-	c := &carrier{link: link, stack: st, relays: newTCPRelays(st, cfg), flows: newUDPFlows(x), echoes: newEchoRelay(x), poller: p}
+	c := &carrier{link: link, stack: st, relays: newRelays(st, cfg), flows: newUDPFlows(x), echoes: newEchoRelay(x), poller: p}
 	link.poller = p
 	link.early = append(link.early, c.flows.take, c.echoes.take)
 	if cfg.Fast != nil {
 		link.early = append(link.early, func(f *frame) bool { return cfg.Fast.take(f, link.inject) })
 	}
-	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.forwarder.HandlePacket)
+	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.HandlePacket)
 	st.SetTransportProtocolHandler(udp.ProtocolNumber, c.flows.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber4, c.echoes.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber6, c.echoes.handle)
@@ -149,11 +153,14 @@ func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
 	return c, nil
 }
 
+func newRelays(st *stack.Stack, cfg netstackConfig) *tcprelay.Relays {
+	return tcprelay.New(st, tcprelay.Config{NIC: nicID, Resolve: cfg.Resolve, Limits: cfg.TCP, Log: cfg.Log})
+}
+
 func (c *carrier) stats() netstackStats {
 	var st netstackStats
-	st.Pending, st.Ignored = c.relays.pending.counts()
-	st.Conns, st.Refused = c.relays.made.counts()
-	st.Conns -= st.Pending // which count as made from the beginning
+	tcp := c.relays.Stats()
+	st.Conns, st.Pending, st.Refused, st.Ignored = tcp.Conns, tcp.Pending, tcp.Refused, tcp.Ignored
 	st.Foreign, st.Lost, st.Cut = c.link.refused.Load(), c.link.lost.Load(), c.link.cut.Load()
 	st.UDP = c.flows.counters()
 	return st
@@ -161,12 +168,12 @@ func (c *carrier) stats() netstackStats {
 
 // close ends everything and returns when it has ended. Nothing must be received any more.
 func (c *carrier) close() {
-	c.relays.close() // before the stack, whose Close takes the memory of segments back: see relay.forward
+	c.relays.Close() // before the stack, which takes the memory of segments back
 	c.flows.close()
 	c.echoes.close()
 	c.poller.close()
 	c.stack.Close()
-	c.relays.wait()
+	c.relays.Wait()
 	c.stack.Wait()
 	close(c.link.closed)
 	c.postponed.Wait()
@@ -188,7 +195,7 @@ func newStack(link *link) (_ *stack.Stack, err error) {
 			st.Wait()
 		}
 	}()
-	if err := setTCPOptions(st); err != nil {
+	if err := tcprelay.SetOptions(st); err != nil {
 		return nil, err
 	}
 	if err := st.CreateNICWithOptions(nicID, link, stack.NICOptions{QDisc: link}); err != nil {
@@ -207,60 +214,6 @@ func newStack(link *link) (_ *stack.Stack, err error) {
 	})
 	return st, nil
 }
-
-// The buffers of one TCP connection, as long as there are few of them. A container's end is in this machine, a few dozen
-// microseconds away: what is in flight on the way to it fits a megabyte many times over, what does not is a queue before
-// the TUN, and where its peer is far away, the host's socket has the window for that. The limits are for an end that is itself behind a long way, such as
-// a virtual machine's. Half of a receive buffer is offered as window, so both carry 640 Mbit/s over 100 ms.
-const (
-	tcpBuffer     = 2 << 20
-	tcpReceiveMax = 16 << 20
-	tcpSendMax    = 8 << 20
-	tcpBufferMin  = 64 << 10 // what is left of tcpBuffer with very many connections
-)
-
-// setTCPOptions sets what netstack's TCP does differently from its defaults, and what must not change with them.
-func setTCPOptions(st *stack.Stack) error {
-	var (
-		// Retransmit what was lost and not the whole window.
-		sack = tcpip.TCPSACKEnabled(true)
-		// Not RACK, which takes a segment for lost when one that was sent a quarter of a round trip later has arrived
-		// (RFC 8985, 6.2). That is microseconds here, and packets overtake each other when the goroutine that writes
-		// them moves to another processor: eight streams lost half their speed to retransmissions of what had only
-		// been late. A third duplicate acknowledgement (RFC 6675) has not been seen without a loss.
-		recovery = tcpip.TCPRecovery(0)
-		// The window grows with what the host's socket really takes.
-		moderate = tcpip.TCPModerateReceiveBufferOption(true)
-		// There is no network between a container and us in which an old segment could survive: a second is plenty,
-		// and a closed 4-tuple must not swallow the SYN of the next connection for a minute. (TCPTimeWaitReuseOption
-		// would not help: it is about ports that netstack dials from.)
-		timeWait = tcpip.TCPTimeWaitTimeoutOption(time.Second)
-		// We have closed and the container never does: give up when Linux does (tcp_fin_timeout).
-		linger = tcpip.TCPLingerTimeoutOption(60 * time.Second)
-	)
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &recovery, &moderate, &timeWait, &linger} {
-		if err := st.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
-			return fmt.Errorf("netstack: set %T: %s", o, err)
-		}
-	}
-	return setTCPBuffers(st, 0)
-}
-
-// setTCPBuffers sets the limits of TCP buffers, with the receiving ones halved as many times as level says. Those for
-// sending leave nothing to tune for netstack: see relay.resize.
-func setTCPBuffers(st *stack.Stack, level int) error {
-	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferAt(level), Max: tcpReceiveMax >> level}
-	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBuffer, Max: tcpBuffer}
-	for _, o := range []tcpip.SettableTransportProtocolOption{&receive, &send} {
-		if err := st.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
-			return fmt.Errorf("netstack: set %T: %s", o, err)
-		}
-	}
-	return nil
-}
-
-// bufferAt is how large a new connection's buffers are.
-func bufferAt(level int) int { return max(tcpBuffer>>level, tcpBufferMin) }
 
 // toAddr is a as a netip.Addr.
 func toAddr(a tcpip.Address) netip.Addr {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/splice"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // opening is a connection on the fast path from its SYN until both halves stand.
@@ -33,14 +34,14 @@ func (p *fastPath) take(f *frame, inject func([]byte) error) bool {
 		return true
 	}
 	client := s.client.Addr()
-	if !p.made.take(client) {
+	if !p.made.Take(client) {
 		p.remove(o)
 		inject(s.reset())
 		return true
 	}
-	if !p.pending.take(client) { // it will be repeated
+	if !p.pending.Take(client) { // it will be repeated
 		p.remove(o)
-		p.made.put(client)
+		p.made.Put(client)
 		return true
 	}
 	if err := o.dial(); err != nil {
@@ -49,7 +50,7 @@ func (p *fastPath) take(f *frame, inject func([]byte) error) bool {
 	}
 	// What follows may come about after the packet's memory was used again.
 	o.syn.packet = append([]byte(nil), o.syn.packet...)
-	p.group.Connect(o.host, connectTimeout, o.dialled)
+	p.group.Connect(o.host, tcprelay.DialTimeout, o.dialled)
 	return true
 }
 
@@ -152,7 +153,7 @@ func (o *opening) wait(ln *transparent) {
 		return
 	}
 	o.late = ln
-	o.timer = time.AfterFunc(handshakeTimeout, func() { o.giveUp(os.ErrDeadlineExceeded) })
+	o.timer = time.AfterFunc(tcprelay.HandshakeTimeout, func() { o.giveUp(os.ErrDeadlineExceeded) })
 	if ln.late++; ln.late == 1 {
 		ln.expect(true)
 	}
@@ -174,8 +175,8 @@ func (p *fastPath) deliver(conn int, peer netip.AddrPort) {
 		return
 	}
 	client := peer.Addr()
-	p.pending.put(client)
-	p.group.Join(conn, o.host, func() { p.made.put(client) })
+	p.pending.Put(client)
+	p.group.Join(conn, o.host, func() { p.made.Put(client) })
 }
 
 // giveUp resets both halves.
@@ -188,8 +189,8 @@ func (o *opening) giveUp(err error) {
 		return
 	}
 	client := o.syn.client.Addr()
-	o.path.pending.put(client)
-	o.path.made.put(client)
+	o.path.pending.Put(client)
+	o.path.made.Put(client)
 	if o.host >= 0 {
 		splice.Refuse(o.host)
 	}

@@ -12,6 +12,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // testStack is a carrier whose TUN is one end of a socket pair: the test sees every packet, and there is no kernel
@@ -21,7 +23,7 @@ type testStack struct {
 	tun, guest *os.File
 }
 
-func newTestStack(t testing.TB) *testStack {
+func newTestStack(t testing.TB, limits ...tcprelay.Limits) *testStack {
 	t.Helper()
 	routines := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, routines) })
@@ -35,7 +37,11 @@ func newTestStack(t testing.TB) *testStack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.carrier, err = newCarrier(raw, testNetstackConfig(t, variant{mtu: 1500})); err != nil {
+	cfg := testNetstackConfig(t, variant{mtu: 1500})
+	for _, l := range limits {
+		cfg.TCP = l
+	}
+	if s.carrier, err = newCarrier(raw, cfg); err != nil {
 		t.Fatal(err)
 	}
 	return s

@@ -26,8 +26,8 @@ func (g *Gateway) Stats() Stats {
 	if g.fast == nil {
 		return s
 	}
-	made, refused := g.fast.made.counts()
-	pending, ignored := g.fast.pending.counts()
+	made, refused := g.fast.made.Counts()
+	pending, ignored := g.fast.pending.Counts()
 	s.Conns += made - pending // which count as made from the beginning
 	s.Pending += pending
 	s.Refused += refused

@@ -15,9 +15,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // noise is n bytes that are the same for the same seed.
@@ -244,32 +241,5 @@ func TestTCPMany(t *testing.T) {
 	t.Logf("%d bytes for an idle connection and its ends", per)
 	if per > 100<<10 {
 		t.Errorf("%d bytes for an idle connection", per)
-	}
-}
-
-// With many connections, each gets less: netstack has no limit for all of them together.
-func TestTCPBuffersShrink(t *testing.T) {
-	s := newTestStack(t)
-	s.start(t)
-	limit := func() int {
-		var o tcpip.TCPReceiveBufferSizeRangeOption
-		if err := s.stack.TransportProtocolOption(tcp.ProtocolNumber, &o); err != nil {
-			t.Fatal(err)
-		}
-		return o.Max
-	}
-	for _, c := range []struct{ change, want int }{
-		{1, tcpReceiveMax},
-		{manyConns - 2, tcpReceiveMax},
-		{1, tcpReceiveMax / 2},
-		{-1, tcpReceiveMax / 2}, // not back at once
-		{maxConns, tcpReceiveMax >> maxLevel},
-		{-maxConns, tcpReceiveMax},
-		{1, tcpReceiveMax / 2},
-		{-manyConns, tcpReceiveMax},
-	} {
-		if s.relays.account(c.change); limit() != c.want {
-			t.Errorf("%d connections: %d bytes, want %d", s.relays.conns, limit(), c.want)
-		}
 	}
 }

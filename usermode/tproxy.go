@@ -17,6 +17,7 @@ import (
 
 	"github.com/usernet/usernet/internal/splice"
 	"github.com/usernet/usernet/internal/undo"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // The fast path: a TCP connection out of the network is taken over by the fabric's kernel as soon as its destination
@@ -38,8 +39,8 @@ type fastPath struct {
 	log       *slog.Logger
 	resolve   func(netip.Addr) (netip.Addr, bool)
 	listeners []*transparent
-	pending   *quota // connections that are being made
-	made      *quota // and those, too
+	pending   *tcprelay.Quota // connections that are being made
+	made      *tcprelay.Quota // and those, too
 
 	group *splice.Group // of the present run
 
@@ -92,8 +93,8 @@ func newFastPath(f *fabric, resolve func(netip.Addr) (netip.Addr, bool)) *fastPa
 		log:       f.cfg.Log,
 		resolve:   resolve,
 		listeners: f.listeners,
-		pending:   newQuota(maxHandshakes, maxClientHandshakes),
-		made:      newQuota(maxConns, maxClientConns),
+		pending:   tcprelay.NewQuota(tcprelay.MaxHandshakes, tcprelay.MaxClientHandshakes),
+		made:      tcprelay.NewQuota(tcprelay.MaxConns, tcprelay.MaxClientConns),
 		openings:  make(map[route]*opening),
 	}
 }

@@ -97,11 +97,9 @@ func TestPathIsTheOneAskedFor(t *testing.T) {
 func held(p *fastPath) [3]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.made.mu.Lock()
-	defer p.made.mu.Unlock()
-	p.pending.mu.Lock()
-	defer p.pending.mu.Unlock()
-	return [3]int{len(p.openings), p.made.used, p.pending.used}
+	made, _ := p.made.Counts()
+	pending, _ := p.pending.Counts()
+	return [3]int{len(p.openings), made, pending}
 }
 
 // What the destination refuses is refused in the container: not established and then reset.

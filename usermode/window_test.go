@@ -13,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // delayed puts a line between a TUN and the file that it returns, on which every packet takes its time.
@@ -64,7 +65,7 @@ func delayed(t testing.TB, tun *os.File, oneWay time.Duration) *os.File {
 func TestLongPath(t *testing.T) {
 	const (
 		roundTrip = 100 * time.Millisecond
-		want      = tcpBuffer // bytes in a round trip
+		want      = tcprelay.Buffer // bytes in a round trip
 	)
 	nettest.NoLeaks(t)
 	addHost(t)
@@ -86,7 +87,7 @@ func TestLongPath(t *testing.T) {
 	// grown tells whether a connection's buffer has outgrown what all begin with.
 	grown := func(size func(*tcpip.SocketOptions) int64) bool {
 		for _, e := range s.carrier.Load().stack.RegisteredEndpoints() {
-			if ep, ok := e.(*tcp.Endpoint); ok && size(ep.SocketOptions()) > tcpBuffer {
+			if ep, ok := e.(*tcp.Endpoint); ok && size(ep.SocketOptions()) > tcprelay.Buffer {
 				return true
 			}
 		}
