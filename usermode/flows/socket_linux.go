@@ -1,0 +1,211 @@
+package flows
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const flowBuffer = 1 << 20 // bytes that may wait in a flow's socket for us
+
+// socket is a flow's.
+type socket struct{ watched }
+
+// dial opens the flow's socket.
+func (f *udpFlow) dial() error {
+	fd, err := connect(f.host)
+	if err == nil {
+		f.watched.init(&f.table.pollers, fd)
+	}
+	return err
+}
+
+// connect opens a non-blocking UDP socket that is connected to dst and queues errors. It is not made by package net,
+// which would let it send to broadcast addresses.
+func connect(dst netip.AddrPort) (fd int, err error) {
+	v4 := dst.Addr().Is4()
+	family := unix.AF_INET6
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(dst.Port()), Addr: dst.Addr().As16()}
+	if v4 {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(dst.Port()), Addr: dst.Addr().As4()}
+	}
+	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	if err := askForErrors(fd, v4); err != nil {
+		return -1, err
+	}
+	roomy(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, flowBuffer)
+	return fd, os.NewSyscallError("connect", unix.Connect(fd, sa))
+}
+
+// watch has the flow's datagrams received from now on.
+func (f *udpFlow) watch() bool { return f.watched.watch(f) == nil }
+
+// isExhausted tells whether err is that the process or the host has no more sockets.
+func isExhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// isUnreachable tells whether err is that no way leads to a destination.
+func isUnreachable(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) ||
+		errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL)
+}
+
+// send sends a datagram to the host's side. It does not wait: a full socket buffer loses datagrams, as a full queue
+// does on any path.
+func (f *udpFlow) send(d *datagram) error {
+	if !f.hold() {
+		return errEnded
+	}
+	defer f.release()
+	f.sending.Lock()
+	defer f.sending.Unlock()
+	v4 := f.host.Addr().Is4()
+	f.path.set(f.fd, v4, pathOptions{d.hops, d.whole})
+	for try := 0; ; try++ {
+		err := write(f.fd, d.payload)
+		if err == nil || err == unix.EAGAIN || err == unix.ENOBUFS || try == 2 {
+			if err == unix.ENETUNREACH || err == unix.EHOSTUNREACH {
+				f.table.reject(hostUnreachable(v4), d) // the route has gone
+			}
+			return err
+		}
+		if err == unix.EMSGSIZE {
+			if mtu := pathMTU(f.fd, v4); isLonger(d.size()+udpHdrLen, mtu, v4) {
+				f.table.reject(tooBig(v4, mtu), d)
+				return err
+			}
+		}
+		// Most errors belong to an earlier datagram, and this one has not been sent.
+		f.readErrors(new(errorQueue))
+	}
+}
+
+func (d *datagram) size() (n int) {
+	for _, p := range d.payload {
+		n += len(p)
+	}
+	return n
+}
+
+// write sends the parts as one datagram on a connected socket. It does not wait.
+func write(fd int, parts [][]byte) (err error) {
+	for len(parts) > 1 && len(parts[len(parts)-1]) == 0 {
+		parts = parts[:len(parts)-1] // of nothing at all, writev(2) makes no datagram
+	}
+	for {
+		switch len(parts) {
+		case 0:
+			_, err = unix.Write(fd, nil)
+		case 1:
+			_, err = unix.Write(fd, parts[0])
+		default:
+			_, err = unix.Writev(fd, parts)
+		}
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// receive carries what the host's side sends to the guest.
+func (f *udpFlow) receive(in *inbox) (more bool) {
+	if !f.hold() {
+		return false
+	}
+	defer f.release()
+	n, err := in.receive(f.fd, false)
+	if err == unix.EAGAIN {
+		return false
+	}
+	if err != nil {
+		f.readErrors(&in.queue)
+		return true // there may be datagrams behind it
+	}
+	f.touch()
+	for i := range n {
+		f.deliver(in.datagram(i))
+	}
+	// Fewer than there is room for are all; if an error kept the rest from us, it has its own event.
+	return n == inboxSize
+}
+
+// readErrors sends the errors that wait in the socket's queue to the guest.
+func (f *udpFlow) readErrors(q *errorQueue) {
+	for {
+		e, payload, _, more := q.read(f.fd)
+		if !more {
+			return
+		}
+		f.reject(e, payload)
+	}
+}
+
+// set makes the socket send with TTL and DF as asked for, which mostly they are already.
+func (o *pathOptions) set(fd int, v4 bool, want pathOptions) {
+	if *o == want {
+		return
+	}
+	level, ttl, discover, value := unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT
+	if v4 {
+		level, ttl, discover, value = unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT
+	}
+	if want.whole {
+		value = unix.IP_PMTUDISC_DO // IPv6 has the same number
+	}
+	// Zero is what a new socket has; a packet on its way has more.
+	if o.hops != want.hops {
+		unix.SetsockoptInt(fd, level, ttl, int(max(want.hops, 1)))
+	}
+	if o.whole != want.whole || o.hops == 0 {
+		unix.SetsockoptInt(fd, level, discover, value)
+	}
+	*o = want
+}
+
+// pathMTU is the MTU of the way to what the socket is connected to; zero: unknown.
+func pathMTU(fd int, v4 bool) uint32 {
+	level, option := unix.IPPROTO_IPV6, unix.IPV6_MTU
+	if v4 {
+		level, option = unix.IPPROTO_IP, unix.IP_MTU
+	}
+	mtu, err := unix.GetsockoptInt(fd, level, option)
+	if err != nil {
+		return 0
+	}
+	return uint32(mtu)
+}
+
+// isLonger tells whether an IP packet with so many bytes behind its header is longer than mtu.
+func isLonger(n int, mtu uint32, v4 bool) bool {
+	if v4 {
+		return n+ipv4HdrLen > int(mtu) && mtu > 0
+	}
+	return n+ipv6HdrLen > int(mtu) && mtu > 0
+}
+
+// askForErrors makes the kernel queue the ICMP errors that are about the socket's packets.
+func askForErrors(fd int, v4 bool) error {
+	level, option := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
+	if v4 {
+		level, option = unix.IPPROTO_IP, unix.IP_RECVERR
+	}
+	return os.NewSyscallError("set IP_RECVERR", unix.SetsockoptInt(fd, level, option, 1))
+}
+
+// roomy gives a socket a receive or send buffer, as long as the kernel allows.
+func roomy(fd, force, option, size int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, size)
+	}
+}

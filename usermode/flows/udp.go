@@ -1,0 +1,326 @@
+package flows
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// How long a flow is kept without a datagram. RFC 4787 asks for two minutes and allows less for ports that are
+	// known to need less; 90 s is what most applications send keep-alives for. A flow that never got an answer is a
+	// log line or a probe, and goes sooner.
+	udpIdle    = 90 * time.Second
+	dnsIdle    = 20 * time.Second
+	oneWayIdle = 30 * time.Second
+	dnsPort    = 53
+
+	expiryInterval = time.Second // between two looks at all flows
+
+	// Each flow has a socket of the host. Beyond a limit, a flow that has been idle for long makes room. A guest may
+	// have containers of its own.
+	maxFlows       = 16384
+	maxClientFlows = 8192
+
+	// How many flows are compared to find one that has been idle for long: looking at all of them would let a guest
+	// that opens thousands in a second stall the others.
+	evictionSample = 32
+
+	shards = 64
+)
+
+// flowKey is a guest's port and the destination that it dialled.
+type flowKey struct{ client, dst netip.AddrPort }
+
+// datagram is what a guest sends.
+type datagram struct {
+	client, dst netip.AddrPort
+	hops        uint8
+	whole       bool // must not be cut on its way
+	quoted      []byte
+	payload     [][]byte
+}
+
+// udpTable has the flows, each with a connected socket of the host. A datagram needs the lock of a shard only; the
+// table's is for those that open and close flows, and taken first.
+type udpTable struct {
+	*Flows
+	// The limits, and idle times, of above.
+	total, each           int
+	idle, idleDNS, oneWay time.Duration
+
+	shards [shards]shard
+
+	mu      sync.Mutex
+	open    bool
+	list    []*udpFlow // all flows, in no order
+	clients map[netip.Addr]*udpClient
+
+	evicted, refused, dropped atomic.Uint64
+}
+
+type shard struct {
+	mu    sync.Mutex
+	flows map[flowKey]*udpFlow
+	_     [48]byte // of a cache line that two shards would share
+}
+
+// udpClient is a guest that has flows.
+type udpClient struct {
+	addr  netip.Addr
+	flows []*udpFlow // in no order
+}
+
+func newUDPTable(f *Flows) *udpTable {
+	t := &udpTable{
+		Flows: f, total: maxFlows, each: maxClientFlows, idle: udpIdle, idleDNS: dnsIdle, oneWay: oneWayIdle,
+		clients: make(map[netip.Addr]*udpClient),
+	}
+	for i := range t.shards {
+		t.shards[i].flows = make(map[flowKey]*udpFlow)
+	}
+	return t
+}
+
+// shard is where a key's flow is. Guests that choose their ports so that all are in one only have to wait for themselves
+// a little.
+func (t *udpTable) shard(key flowKey) *shard {
+	a, b := key.client.Addr().As16(), key.dst.Addr().As16()
+	return &t.shards[(uint(a[15])+uint(b[15])*5+uint(key.client.Port())+uint(key.dst.Port())*3)%shards]
+}
+
+func (t *udpTable) find(key flowKey) *udpFlow {
+	s := t.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flows[key]
+}
+
+// accept opens the table for flows, or closes it and ends them all.
+func (t *udpTable) accept(open bool) {
+	t.mu.Lock()
+	t.open = open
+	var ended []*udpFlow
+	for !open && len(t.list) > 0 {
+		ended = append(ended, t.removeLocked(t.list[0]))
+	}
+	t.mu.Unlock()
+	closeAll(ended)
+}
+
+func (t *udpTable) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.list)
+}
+
+// forward sends a datagram on its flow, which it makes if need be.
+func (t *udpTable) forward(d *datagram) {
+	key := flowKey{d.client, d.dst}
+	for range 3 {
+		f := t.find(key)
+		if f == nil {
+			if f = t.admit(key, d); f == nil {
+				return
+			}
+		}
+		f.last.Store(int64(t.now()))
+		err := f.send(d)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, errEnded) {
+			break
+		}
+	}
+	t.dropped.Add(1)
+}
+
+// admit opens a flow for d. When that cannot be, it tells the guest why and returns nil.
+func (t *udpTable) admit(key flowKey, d *datagram) *udpFlow {
+	if !t.isRunning() {
+		t.refused.Add(1)
+		return nil
+	}
+	v4 := key.dst.Addr().Is4()
+	host, ok := t.cfg.Resolve(key.dst.Addr())
+	if !ok || host.Is4() != v4 {
+		t.refused.Add(1)
+		t.reject(prohibited(v4), d)
+		return nil
+	}
+	f := &udpFlow{table: t, key: key, host: netip.AddrPortFrom(host, key.dst.Port())}
+	f.last.Store(int64(t.now()))
+	err := f.dial()
+	if isExhausted(err) && t.makeRoom() {
+		err = f.dial()
+	}
+	if err != nil {
+		t.refused.Add(1)
+		t.cfg.Log.Debug("open a UDP flow", "client", key.client.Addr(), "dst", key.dst, "err", err)
+		// That we have no descriptors or memory left is no answer. "No route" is, but a program whose socket is
+		// connected would not be told: the kernel takes it for something that may pass.
+		if isUnreachable(err) {
+			t.reject(portUnreachable(v4), d)
+		}
+		return nil
+	}
+	return t.add(f)
+}
+
+// reject answers a datagram with an ICMP error.
+func (t *udpTable) reject(e icmpError, d *datagram) {
+	t.report(e, d.client.Addr(), d.dst.Addr(), append([][]byte{d.quoted}, d.payload...)...)
+}
+
+// add puts f into the table and makes room for it if need be. Where somebody else was faster, f is closed and the other
+// returned; nil where the table is closed.
+func (t *udpTable) add(f *udpFlow) *udpFlow {
+	s := t.shard(f.key)
+	t.mu.Lock()
+	s.mu.Lock()
+	other := s.flows[f.key]
+	if other != nil || !t.open {
+		s.mu.Unlock()
+		t.mu.Unlock()
+		f.close()
+		return other
+	}
+	s.flows[f.key] = f
+	s.mu.Unlock()
+	f.inList, t.list = len(t.list), append(t.list, f)
+	addr := f.key.client.Addr()
+	if f.client = t.clients[addr]; f.client == nil {
+		f.client = &udpClient{addr: addr}
+		t.clients[addr] = f.client
+	}
+	f.inClient, f.client.flows = len(f.client.flows), append(f.client.flows, f)
+	var gone *udpFlow
+	if len(f.client.flows) > t.each {
+		gone = t.evictLocked(f.client, f)
+	} else if len(t.list) > t.total {
+		gone = t.evictLocked(t.greediestLocked(), f)
+	}
+	t.mu.Unlock()
+	if gone != nil {
+		gone.close()
+	}
+	if !f.watch() {
+		t.end(f)
+		return nil
+	}
+	return f
+}
+
+// makeRoom ends a flow of the guest that has most, when the host has no more sockets for us.
+func (t *udpTable) makeRoom() bool {
+	t.mu.Lock()
+	var gone *udpFlow
+	if len(t.list) > 0 {
+		gone = t.evictLocked(t.greediestLocked(), nil)
+	}
+	t.mu.Unlock()
+	if gone != nil {
+		gone.close()
+	}
+	return gone != nil
+}
+
+// greediestLocked is the guest with the most flows, or nearly: of some flows, the owner that has the most.
+func (t *udpTable) greediestLocked() *udpClient {
+	var most *udpClient
+	for range evictionSample {
+		if c := t.list[rand.IntN(len(t.list))].client; most == nil || len(c.flows) > len(most.flows) {
+			most = c
+		}
+	}
+	return most
+}
+
+// evictLocked removes a flow of c that has been idle for long: of some, the one that was for longest. It is not the new
+// one. The caller closes it.
+func (t *udpTable) evictLocked(c *udpClient, newest *udpFlow) *udpFlow {
+	var oldest *udpFlow
+	for i := range min(evictionSample, len(c.flows)) {
+		if len(c.flows) > evictionSample {
+			i = rand.IntN(len(c.flows))
+		}
+		if f := c.flows[i]; f != newest && (oldest == nil || f.last.Load() < oldest.last.Load()) {
+			oldest = f
+		}
+	}
+	if oldest == nil {
+		return nil
+	}
+	t.evicted.Add(1)
+	return t.removeLocked(oldest)
+}
+
+// removeLocked forgets a flow, which the caller closes.
+func (t *udpTable) removeLocked(f *udpFlow) *udpFlow {
+	s := t.shard(f.key)
+	s.mu.Lock()
+	delete(s.flows, f.key)
+	s.mu.Unlock()
+	last := t.list[len(t.list)-1]
+	t.list[f.inList], last.inList = last, f.inList
+	t.list[len(t.list)-1] = nil
+	t.list = t.list[:len(t.list)-1]
+	c := f.client
+	last = c.flows[len(c.flows)-1]
+	c.flows[f.inClient], last.inClient = last, f.inClient
+	c.flows[len(c.flows)-1] = nil
+	if c.flows = c.flows[:len(c.flows)-1]; len(c.flows) == 0 {
+		delete(t.clients, c.addr)
+	}
+	f.inList = gone
+	return f
+}
+
+// end removes and closes f, unless somebody has.
+func (t *udpTable) end(f *udpFlow) {
+	t.mu.Lock()
+	there := f.inList != gone
+	if there {
+		t.removeLocked(f)
+	}
+	t.mu.Unlock()
+	if there {
+		f.close()
+	}
+}
+
+// expire ends the flows that have been idle for long enough.
+func (t *udpTable) expire() {
+	now := t.now()
+	var ended []*udpFlow
+	t.mu.Lock()
+	for i := len(t.list) - 1; i >= 0; i-- { // removing puts the last in the place of the one that goes
+		if f := t.list[i]; now-time.Duration(f.last.Load()) >= t.patience(f) {
+			ended = append(ended, t.removeLocked(f))
+		}
+	}
+	t.mu.Unlock()
+	closeAll(ended)
+}
+
+// patience is how long f may be idle.
+func (t *udpTable) patience(f *udpFlow) time.Duration {
+	patience := t.idle
+	if f.key.dst.Port() == dnsPort {
+		patience = t.idleDNS
+	}
+	if !f.answered.Load() {
+		patience = min(patience, t.oneWay)
+	}
+	return patience
+}
+
+func closeAll(flows []*udpFlow) {
+	for _, f := range flows {
+		f.close()
+	}
+}
