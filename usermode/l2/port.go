@@ -18,6 +18,9 @@ type PortConfig struct {
 	MACs []MAC
 	// Strict: the port may use no others.
 	Strict bool
+	// Seen is called once, when the machine's first frame from an address that it may use has come. It must not wait. nil: nobody
+	// asks.
+	Seen func(MAC)
 }
 
 // Port is where a link meets a switch.
@@ -37,6 +40,7 @@ type Port struct {
 	// Of the goroutine that reads: the address that was last sent from, as of a state of the table.
 	src      MAC
 	srcTaken uint64
+	seen     bool
 
 	rxFrames, rxBytes, invalid, spoofed, unflooded atomic.Uint64
 	txFrames, txBytes, full, unfit                 atomic.Uint64
@@ -133,6 +137,12 @@ func (p *Port) mayUse(mac MAC) bool {
 		return false
 	}
 	p.src, p.srcTaken = mac, taken
+	if !p.seen {
+		p.seen = true
+		if p.cfg.Seen != nil {
+			p.cfg.Seen(mac)
+		}
+	}
 	return true
 }
 
@@ -158,6 +168,10 @@ func (p *Port) Stats() Stats {
 		Full: p.full.Load(), Unfit: p.unfit.Load(),
 	}
 }
+
+// AwaitRoom waits until there is room again for frames that Switch.Send had none for, or done is closed: for senders that have a
+// goroutine for each machine, and may wait for one that does not read at all. It returns false when the port has ended.
+func (p *Port) AwaitRoom(done <-chan struct{}) bool { return p.queue.awaitRoom(done) }
 
 // What one port may have sent to everybody: enough for who looks for all neighbours in a /22, too little to make work for others.
 const (

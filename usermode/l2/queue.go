@@ -197,3 +197,24 @@ func (q *queue) wakeWriter() {
 	default:
 	}
 }
+
+// awaitRoom waits until the writer has taken what is pending, or done is closed. It returns false when the queue has ended.
+func (q *queue) awaitRoom(done <-chan struct{}) bool {
+	q.mu.Lock()
+	if q.err != nil || !q.busy {
+		defer q.mu.Unlock()
+		return q.err == nil
+	}
+	if q.room == nil {
+		q.room = make(chan struct{})
+	}
+	room := q.room
+	q.mu.Unlock()
+	select {
+	case <-room:
+	case <-done:
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.err == nil
+}

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -440,5 +441,33 @@ func TestRunEnds(t *testing.T) {
 			t.Errorf("frames for a port that has ended: %d", full)
 		}
 		guest.Close()
+	}
+}
+
+// TestAwaitRoom: who waits for a machine that does not read goes on when it does, when its port ends, or when he is told to.
+func TestAwaitRoom(t *testing.T) {
+	b := newBed(t, Config{})
+	g := b.stream(1, Options{Framing: QEMU}, PortConfig{})
+	f := []Frame{{Head: frame(g.mac, gatewayMAC, 60000, 0)}}
+	g.say(gatewayMAC, 1)
+	b.until(func() bool { return b.sw.PortOf(g.mac) != nil })
+	fill := func() {
+		for b.sw.Send(f) == 0 {
+		}
+	}
+	fill()
+	done := make(chan struct{})
+	close(done)
+	if !g.port.AwaitRoom(done) {
+		t.Error("the port has ended")
+	}
+	go drainCount(g.conn, new(atomic.Int64))
+	if !g.port.AwaitRoom(nil) {
+		t.Error("the port has ended")
+	}
+	g.conn.Close()
+	<-g.ended
+	if g.port.AwaitRoom(nil) {
+		t.Error("the port has not ended")
 	}
 }

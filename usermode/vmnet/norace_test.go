@@ -1,0 +1,5 @@
+//go:build !race
+
+package vmnet
+
+const raceEnabled = false

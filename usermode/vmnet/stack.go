@@ -1,0 +1,116 @@
+package vmnet
+
+import (
+	"fmt"
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/usernet/usernet/usermode/tcprelay"
+)
+
+// nicID is the one NIC of a network's stack.
+const nicID tcpip.NICID = 1
+
+// newStack makes the netstack of a network. It starts goroutines; Close and Wait end them.
+func newStack(l *link, a addresses) (_ *stack.Stack, err error) {
+	st := stack.New(stack.Options{
+		// No router solicitations, autoconfiguration, duplicate address detection, IGMP or MLD: the zero options leave all of it
+		// off. The gateway is the router, has its addresses by definition, and the switch sends groups' frames to everybody.
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+		// A packet that is addressed to where it came from is for the host, too.
+		HandleLocal: false,
+	})
+	defer func() {
+		if err != nil {
+			st.Close()
+			st.Wait()
+		}
+	}()
+	if err := tcprelay.SetOptions(st); err != nil {
+		return nil, err
+	}
+	if err := st.CreateNICWithOptions(nicID, l, stack.NICOptions{QDisc: l}); err != nil {
+		return nil, fmt.Errorf("netstack: create NIC: %s", err)
+	}
+	for _, addr := range a.list {
+		if err := addAddress(st, addr); err != nil {
+			return nil, err
+		}
+	}
+	// Accept connections to any address, and answer in its name. Deliver sees to it that netstack gets to see nothing by which it
+	// would claim an address that is not its own: solicitations and ARP for others' addresses, echo requests to them.
+	if err := st.SetPromiscuousMode(nicID, true); err != nil {
+		return nil, fmt.Errorf("netstack: promiscuous mode: %s", err)
+	}
+	if err := st.SetSpoofing(nicID, true); err != nil {
+		return nil, fmt.Errorf("netstack: spoofing: %s", err)
+	}
+	st.SetRouteTable(routes(a))
+	return st, nil
+}
+
+func addAddress(st *stack.Stack, addr netip.Addr) error {
+	pa := tcpip.ProtocolAddress{Protocol: protocolOf(addr), AddressWithPrefix: fromAddr(addr).WithPrefix()}
+	if err := st.AddProtocolAddress(nicID, pa, stack.AddressProperties{}); err != nil {
+		return fmt.Errorf("netstack: add address %s: %s", addr, err)
+	}
+	return nil
+}
+
+// routes are those of the subnets: machines are neighbours, and there is no other way to anybody.
+func routes(a addresses) []tcpip.Route {
+	rs := []tcpip.Route{
+		{Destination: subnetOf(a.subnet), NIC: nicID},
+		{Destination: header.IPv4Broadcast.WithPrefix().Subnet(), NIC: nicID},
+	}
+	if a.subnet6.IsValid() {
+		rs = append(rs,
+			tcpip.Route{Destination: subnetOf(a.subnet6), NIC: nicID},
+			tcpip.Route{Destination: header.IPv6LinkLocalPrefix.Subnet(), NIC: nicID},
+			tcpip.Route{Destination: subnetOf(netip.MustParsePrefix("ff00::/8")), NIC: nicID})
+	}
+	return rs
+}
+
+func subnetOf(p netip.Prefix) tcpip.Subnet {
+	return tcpip.AddressWithPrefix{Address: fromAddr(p.Addr()), PrefixLen: p.Bits()}.Subnet()
+}
+
+// setHandlers says who gets what belongs to no endpoint of netstack.
+func (n *Network) setHandlers() {
+	n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, n.relays.HandlePacket)
+	n.stack.SetTransportProtocolHandler(udp.ProtocolNumber, n.reassembledUDP)
+	n.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, n.reassembledEcho)
+	n.stack.SetTransportProtocolHandler(icmp.ProtocolNumber6, n.reassembledEcho)
+}
+
+func fromAddr(a netip.Addr) tcpip.Address {
+	if a.Is4() {
+		return tcpip.AddrFrom4(a.As4())
+	}
+	return tcpip.AddrFrom16(a.As16())
+}
+
+func toAddr(a tcpip.Address) netip.Addr {
+	if a.Len() == header.IPv4AddressSize {
+		return netip.AddrFrom4(a.As4())
+	}
+	return netip.AddrFrom16(a.As16())
+}
+
+func protocolOf(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is4() {
+		return header.IPv4ProtocolNumber
+	}
+	return header.IPv6ProtocolNumber
+}

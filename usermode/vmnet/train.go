@@ -1,0 +1,105 @@
+package vmnet
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/usernet/usernet/usermode/l2"
+)
+
+// Segments that follow each other in a batch, of one connection and without a gap, are given to netstack as one, as a network card
+// would (GRO): it does the same work for each, whatever is in it.
+
+// takeTCP takes a segment, with those that continue it, and returns how many frames that was.
+func (g *guest) takeTCP(frames []l2.Frame) int {
+	p := &g.p
+	h, ok := p.tcp()
+	if !ok || !p.intact(frames[0].Virtio, tcpChecksum) {
+		g.foreign.Add(1)
+		return 1
+	}
+	first := *p
+	size := len(first.ip())
+	n := 1
+	for last := h; n < len(frames) && continues(last); n++ {
+		next, ok := g.follows(&first, last, &frames[n], size)
+		if !ok {
+			break
+		}
+		last = next
+		size += len(next) - int(next.DataOffset())
+	}
+	if n == 1 {
+		g.toStack(protocolOf(first.src), first.frame)
+		return 1
+	}
+	head, body := couple(&first, frames[1:n], size)
+	g.toStackViews(protocolOf(first.src), first.frame, head, body)
+	return n
+}
+
+// continues tells whether a segment may be followed by more of the same: it carries data, and nothing ends with it.
+func continues(h header.TCP) bool {
+	return int(h.DataOffset()) < len(h) && h.Flags() == header.TCPFlagAck
+}
+
+// follows reads a frame and tells whether it is the segment that comes after last, in a packet like first that would grow to size and
+// what is in the segment. A push may be the last one's.
+func (g *guest) follows(first *packet, last header.TCP, f *l2.Frame, size int) (header.TCP, bool) {
+	b := f.Head
+	if len(f.Tail) > 0 || len(b) < first.l4 || !bytes.Equal(b[:ethLen], first.frame[:ethLen]) {
+		return nil, false
+	}
+	p := &g.p
+	if !p.decode(b) || p.fragment || p.proto != protoTCP || p.src != first.src || p.dst != first.dst || p.hops != first.hops ||
+		p.ip()[1] != first.ip()[1] { // type of service, with marks of congestion
+		return nil, false
+	}
+	h, ok := p.tcp()
+	if !ok {
+		return nil, false
+	}
+	data := len(h) - int(h.DataOffset())
+	switch {
+	case data == 0, size+data > maxPacket, h.DataOffset() != last.DataOffset(),
+		h.Flags()&^header.TCPFlagPsh != header.TCPFlagAck,
+		!bytes.Equal(h[:4], last[:4]),
+		h.SequenceNumber() != last.SequenceNumber()+uint32(len(last)-int(last.DataOffset())),
+		!bytes.Equal(h[header.TCPMinimumSize:h.DataOffset()], last[header.TCPMinimumSize:last.DataOffset()]),
+		!p.intact(f.Virtio, tcpChecksum):
+		return nil, false
+	}
+	return h, true
+}
+
+// couple makes one packet of first and the segments in more, which is size bytes long. Its acknowledgement and window are the last one's.
+func couple(first *packet, more []l2.Frame, size int) (head, body *buffer.View) {
+	headers := first.l4 + int(header.TCP(first.payload()).DataOffset())
+	head, body = buffer.NewView(headers-ethLen), buffer.NewView(size-(headers-ethLen))
+	head.Write(first.frame[ethLen:headers])
+	body.Write(first.frame[headers:])
+	var last []byte
+	for i := range more {
+		p := packet{}
+		p.decode(more[i].Head) // without padding
+		body.Write(p.frame[headers:])
+		last = p.frame[:headers]
+	}
+	b := head.AsSlice()
+	tcp := b[first.l4-ethLen:]
+	copy(tcp[header.TCPAckNumOffset:], last[first.l4+header.TCPAckNumOffset:][:4])
+	tcp[header.TCPFlagsOffset] |= last[first.l4+header.TCPFlagsOffset]
+	copy(tcp[header.TCPWinSizeOffset:], last[first.l4+header.TCPWinSizeOffset:][:2])
+	if first.v4() {
+		h := header.IPv4(b)
+		h.SetTotalLength(uint16(size))
+		h.SetChecksum(0)
+		h.SetChecksum(^h.CalculateChecksum())
+	} else {
+		binary.BigEndian.PutUint16(b[4:], uint16(size-ipv6Len))
+	}
+	return head, body
+}
