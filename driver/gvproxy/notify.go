@@ -22,6 +22,7 @@ const (
 const (
 	maxWaiting    = 100             // notifications
 	notifyTimeout = 5 * time.Second // for one
+	lastTimeout   = time.Second     // for all that wait at the end
 )
 
 // Notifier tells a program what happens to the gateway. The program listens on a unix socket; each notification is a
@@ -59,16 +60,39 @@ func (n *Notifier) Send(e Event, mac MAC) {
 	}
 }
 
-// Run delivers notifications, in order, until ctx is done. What cannot be delivered in 5 s is logged and lost.
+// Run delivers notifications, in order, until ctx is done; then, for a second at most, those that wait. What cannot be
+// delivered in 5 s is logged and lost.
 func (n *Notifier) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			n.last(context.WithoutCancel(ctx))
 			return nil
 		case msg := <-n.waiting:
-			if err := n.deliver(ctx, msg); err != nil && ctx.Err() == nil {
+			err := n.deliver(ctx, msg)
+			switch {
+			case err == nil:
+			case ctx.Err() != nil:
+				n.last(context.WithoutCancel(ctx), msg)
+				return nil
+			default:
 				n.log.Warn("notification lost", "type", msg.Type, "err", err)
 			}
+		}
+	}
+}
+
+// last delivers what is left at the end, begun and then what waits: why the gateway ends is among it.
+func (n *Notifier) last(ctx context.Context, begun ...notification) {
+	ctx, cancel := context.WithTimeout(ctx, lastTimeout)
+	defer cancel()
+	left := begun
+	for len(n.waiting) > 0 { // nobody else receives
+		left = append(left, <-n.waiting)
+	}
+	for _, msg := range left {
+		if err := n.deliver(ctx, msg); err != nil {
+			n.log.Debug("notification lost", "type", msg.Type, "err", err)
 		}
 	}
 }

@@ -137,6 +137,32 @@ func TestNotificationsLost(t *testing.T) {
 	}
 }
 
+// What waits when Run ends is told still.
+func TestNotificationsLast(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify.sock")
+	l := listenAt(t, path)
+	n := NewNotifier(path, slog.New(slog.DiscardHandler))
+	n.Send(Ready, MAC{})
+	n.Send(HypervisorError, MAC{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	for _, want := range []Event{Ready, HypervisorError} {
+		if got := next(t, l); !strings.Contains(got, string(want)) {
+			t.Errorf("got %q, want %s", got, want)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	n = NewNotifier(path+".nobody", slog.New(slog.DiscardHandler))
+	n.Send(Ready, MAC{})
+	if err := n.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 // words hands over each line of a log.
 type words chan string
 

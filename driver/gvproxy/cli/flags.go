@@ -56,8 +56,7 @@ type flags struct {
 	sshPortGiven bool
 }
 
-func (f *flags) parse(args []string) error {
-	fs := flag.NewFlagSet("gvproxy", flag.ContinueOnError)
+func (f *flags) parse(fs *flag.FlagSet, args []string) error {
 	fs.StringVar(&f.config, "config", "", "YAML `file` with settings")
 	fs.Var(&f.listen, "listen", "`URL` to serve the API at, repeatable: unix:///PATH, tcp://HOST:PORT, vsock://:PORT")
 	fs.StringVar(&f.services, "services", "", "`URL` to serve the API without /connect at")

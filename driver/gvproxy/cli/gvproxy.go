@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -97,8 +98,13 @@ func Default() Gvproxy {
 //
 // -ec2-metadata-access does nothing in gvproxy, where only stack.ec2MetadataAccess in the file does; here it means the same.
 func ParseGvproxy(args []string, read func(path string) ([]byte, error)) (Gvproxy, error) {
+	return ParseFlags(flag.NewFlagSet("gvproxy", flag.ContinueOnError), args, read)
+}
+
+// ParseFlags is ParseGvproxy for a program that has further flags, those in fs.
+func ParseFlags(fs *flag.FlagSet, args []string, read func(path string) ([]byte, error)) (Gvproxy, error) {
 	var fl flags
-	if err := fl.parse(args); err != nil {
+	if err := fl.parse(fs, args); err != nil {
 		return Gvproxy{}, err
 	}
 	if fl.version {
