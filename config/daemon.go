@@ -12,6 +12,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/usernet/usernet"
+	"github.com/usernet/usernet/vsock"
 )
 
 // Daemon is the configuration of usernet serve.
@@ -20,6 +21,7 @@ type Daemon struct {
 	ControlSocket string            // where usernet ps and its like find the daemon
 	StateDir      string            // what must survive a reboot
 	RunDir        string            // what must not
+	HostGateway   string            // URL of the gateway on the host of the virtual machine that this is; "": none
 	LogLevel      slog.Level        // the least level that is logged
 	Defaults      map[string]string // options of every network that does not give them, by their short names; nil: none
 }
@@ -52,6 +54,7 @@ type daemonFile struct {
 	ControlSocket *string        `toml:"control_socket"`
 	StateDir      *string        `toml:"state_dir"`
 	RunDir        *string        `toml:"run_dir"`
+	HostGateway   *string        `toml:"host_gateway"`
 	LogLevel      *string        `toml:"log_level"`
 	Defaults      map[string]any `toml:"defaults"`
 }
@@ -75,6 +78,11 @@ func ParseDaemon(text []byte, base Daemon) (Daemon, error) {
 	if err := paths(text, f, &d); err != nil {
 		return Daemon{}, err
 	}
+	if f.HostGateway != nil {
+		if d.HostGateway, err = hostGateway(*f.HostGateway); err != nil {
+			return Daemon{}, invalid("configuration%s: host_gateway: %w", lineOf(text, toml.Key{"host_gateway"}), err)
+		}
+	}
 	if f.LogLevel != nil {
 		if err := d.LogLevel.UnmarshalText([]byte(*f.LogLevel)); err != nil {
 			at := lineOf(text, toml.Key{"log_level"})
@@ -85,6 +93,18 @@ func ParseDaemon(text []byte, base Daemon) (Daemon, error) {
 		return Daemon{}, fmt.Errorf("configuration, [defaults]: %w", err)
 	}
 	return d, nil
+}
+
+// hostGateway checks the URL of a gateway; "" is none.
+func hostGateway(url string) (string, error) {
+	if url == "" {
+		return "", nil
+	}
+	a, err := vsock.Parse(url)
+	if err != nil {
+		return "", err
+	}
+	return a.String(), nil
 }
 
 // paths puts the paths that the file gives into d.

@@ -20,6 +20,7 @@ plugin_socket = "/a/b.sock"
 control_socket = "/c//d.sock"
 state_dir = "/var/x"
 run_dir = "/run/x"
+host_gateway = "vsock://host:1024"
 log_level = "WARN"
 [defaults]
 mtu = 1400
@@ -30,7 +31,7 @@ host_binding = "127.0.0.1"
 		t.Fatal(err)
 	}
 	want := Daemon{
-		PluginSocket: "/a/b.sock", ControlSocket: "/c/d.sock", StateDir: "/var/x", RunDir: "/run/x", LogLevel: slog.LevelWarn,
+		PluginSocket: "/a/b.sock", ControlSocket: "/c/d.sock", StateDir: "/var/x", RunDir: "/run/x", HostGateway: "vsock://2:1024", LogLevel: slog.LevelWarn,
 		Defaults: map[string]string{"mtu": "1400", "icc": "false", "host_binding": "127.0.0.1"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -57,6 +58,7 @@ func TestParseDaemonRefused(t *testing.T) {
 		{"unknown", "log_level = \"info\"\n\nstate_dri = \"/a\"\n", "invalid configuration, line 3: unknown setting state_dri"},
 		{"unknown table", "[network]\nmtu = 1\n", "invalid configuration, line 1: unknown setting network"},
 		{"relative", "run_dir = \"run\"\n", `invalid configuration, line 1: run_dir = "run": want an absolute path`},
+		{"gateway", "\nhost_gateway = \"vsock:2\"\n", `invalid configuration, line 2: host_gateway: address "vsock:2": want `},
 		{"level", "log_level = \"loud\"\n", `invalid configuration, line 1: log_level = "loud": want debug, info, warn or error`},
 		{"default unknown", "[defaults]\nmut = 1400\n", `configuration, [defaults]: invalid option "mut": unknown; did you mean mtu?`},
 		{"default value", "[defaults]\nmtu = 3\n", "configuration, [defaults]: invalid option mtu=3: want a number"},

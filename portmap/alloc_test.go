@@ -14,7 +14,7 @@ import (
 // Under the race detector sync.Pool drops items on purpose, hence the build tag.
 func TestUDPSteadyStateDoesNotAllocate(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, udpPort(udpEcho(t, container)), Host{})
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), Host{})
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		c := udpClient(t, at(f, host))
 		buf := make([]byte, 1200)
@@ -34,7 +34,7 @@ func TestUDPIdleFlowAllocatesLittle(t *testing.T) {
 	const flows, limit = 1000, 2048 // bytes for each
 	m := newMapper(t)
 	server := udpServer(t, container, 0)
-	f := publish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
+	f := mustPublish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
 	var clients [flows]int // bare ones: what package net needs for them is not the flows'
 	for i := range clients {
 		fd, err := socketUDP(container)

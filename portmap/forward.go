@@ -14,6 +14,10 @@ import (
 type Forward struct {
 	port     usernet.Port
 	counters *counters
+	server   *server
+	request  Request
+	served   splice.Group
+	streams  datagramStreams
 
 	mu   sync.Mutex // held over a whole Close, so that a second one waits for the first
 	undo undo.List
@@ -62,7 +66,7 @@ type server struct {
 
 // start serves the claim's sockets until the Forward is closed.
 func (m *Mapper) start(req Request, c *claim) *Forward {
-	f := &Forward{port: req.Port, counters: new(counters), undo: c.undo}
+	f := &Forward{port: req.Port, counters: new(counters), request: req, undo: c.undo}
 	f.port.HostPort, f.port.HostPortEnd = c.port, c.port
 
 	r := &server{
@@ -72,17 +76,18 @@ func (m *Mapper) start(req Request, c *claim) *Forward {
 		counters: f.counters,
 		batches:  &m.batches,
 	}
-	var served splice.Group
+	f.server = r
 	for _, ln := range c.tcp {
-		r.serveTCP(&served, ln.fd, req.targets(ln.at))
+		r.serveTCP(&f.served, ln.fd, req.targets(ln.at))
 	}
 	var udp []*udpListener
 	for _, ln := range c.udp {
 		udp = append(udp, &udpListener{fd: ln.fd, anywhere: ln.at.IsUnspecified(), target: req.targets(ln.at)[0]})
 	}
-	r.serveUDP(&served, udp)
+	r.serveUDP(&f.served, udp)
 	f.undo.Push(func() error {
-		served.Close()
+		f.streams.close()
+		f.served.Close()
 		return nil
 	})
 	return f

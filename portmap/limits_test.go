@@ -21,7 +21,7 @@ import (
 // descriptors of the process.
 func TestTCPFailedDialsKeepNothing(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(1), Host{})
+	f := mustPublish(t, m, tcpPort(1), Host{})
 	before := countFiles(t)
 	for range 2000 {
 		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(at(f, "127.0.0.1")))
@@ -80,13 +80,13 @@ func (s stuck) DialUDP(client, target netip.AddrPort) (int, error) {
 func TestTCPDialTimeout(t *testing.T) {
 	m := newMapper(t)
 	m.limits.dial = 20 * time.Millisecond
-	f := publish(t, m, tcpPort(1), newStuck(t))
+	f := mustPublish(t, m, tcpPort(1), newStuck(t))
 	mustRefuse(t, at(f, "127.0.0.1"))
 }
 
 func TestTCPCloseEndsADial(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(1), newStuck(t))
+	f := mustPublish(t, m, tcpPort(1), newStuck(t))
 	c := dial(t, at(f, "127.0.0.1"))
 	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
 	closeSoon(t, f)
@@ -96,7 +96,7 @@ func TestTCPCloseEndsADial(t *testing.T) {
 func TestTCPTooMany(t *testing.T) {
 	m := newMapper(t)
 	m.limits.conns = 2
-	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
+	f := mustPublish(t, m, tcpPort(serve(t, container, echo)), Host{})
 	a, b := dial(t, at(f, "127.0.0.1")), dial(t, at(f, "::1"))
 	exchange(t, a, "a")
 	exchange(t, b, "b")
@@ -111,7 +111,7 @@ func TestTCPTooMany(t *testing.T) {
 
 func TestTCPSlowClientsHoldUpNobody(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
+	f := mustPublish(t, m, tcpPort(serve(t, container, echo)), Host{})
 	// One that sends and never reads the echo, until nothing more goes in.
 	deaf := dial(t, at(f, "127.0.0.1"))
 	deaf.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
@@ -125,7 +125,7 @@ func TestTCPSlowClientsHoldUpNobody(t *testing.T) {
 
 func TestTCPStuckDialHoldsUpNobody(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(serve(t, container, echo)), firstStuck{stuck: newStuck(t), once: new(sync.Once)})
+	f := mustPublish(t, m, tcpPort(serve(t, container, echo)), firstStuck{stuck: newStuck(t), once: new(sync.Once)})
 	first := dial(t, at(f, "127.0.0.1"))
 	eventually(t, "dialling", func() bool { return f.Stats().Active == 1 })
 	exchange(t, dial(t, at(f, "127.0.0.1")), "hello")
@@ -168,7 +168,7 @@ func TestTCPSurvivesALackOfDescriptors(t *testing.T) {
 	m := newMapper(t)
 	h := told{slog.DiscardHandler, make(chan string, 10)}
 	m.log = slog.New(h)
-	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
+	f := mustPublish(t, m, tcpPort(serve(t, container, echo)), Host{})
 
 	// The relay must wait for a client by now: accept(2) without a descriptor fails even if there is none.
 	exchange(t, dial(t, at(f, "127.0.0.1")), "hello")

@@ -58,8 +58,8 @@ func countPipes(t testing.TB) (n int) {
 	return n
 }
 
-// publish publishes p for a container with that port at the address container; it goes with the test.
-func publish(t testing.TB, m *Mapper, p usernet.Port, d Dialer) *Forward {
+// mustPublish publishes p for a container with that port at the address container; it goes with the test.
+func mustPublish(t testing.TB, m *Mapper, p usernet.Port, d Dialer) *Forward {
 	t.Helper()
 	f, err := m.Publish(Request{Owner: "endpoint test", Port: p, Addr4: container, Dialer: d})
 	if err != nil {

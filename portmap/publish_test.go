@@ -94,7 +94,7 @@ func TestSameNumberOfEveryProtocol(t *testing.T) {
 	m := newMapper(t)
 	port := hostPort(t)
 	for _, proto := range []usernet.Proto{usernet.TCP, usernet.UDP, usernet.SCTP} {
-		publish(t, m, usernet.Port{Proto: proto, HostPort: port, ContainerPort: 80}, Host{})
+		mustPublish(t, m, usernet.Port{Proto: proto, HostPort: port, ContainerPort: 80}, Host{})
 	}
 }
 
@@ -128,7 +128,7 @@ func TestRange(t *testing.T) {
 			m := newMapper(t)
 			p := usernet.Port{Proto: proto, HostPort: 20000, HostPortEnd: 20002, ContainerPort: 80}
 			for want := uint16(20000); want <= 20002; want++ {
-				f := publish(t, m, p, Host{})
+				f := mustPublish(t, m, p, Host{})
 				if got := f.Port(); got.HostPort != want || got.HostPortEnd != want || got.ContainerPort != 80 {
 					t.Errorf("published %+v, want host port %d", got, want)
 				}
@@ -145,7 +145,7 @@ func TestRange(t *testing.T) {
 func TestRangeUpToTheLastPort(t *testing.T) {
 	m := newMapper(t)
 	p := usernet.Port{Proto: usernet.TCP, HostPort: 65535, HostPortEnd: 65535, ContainerPort: 80}
-	if f := publish(t, m, p, Host{}); f.Port().HostPort != 65535 {
+	if f := mustPublish(t, m, p, Host{}); f.Port().HostPort != 65535 {
 		t.Errorf("published %v", f.Port())
 	}
 }
@@ -156,7 +156,7 @@ func TestEphemeral(t *testing.T) {
 			m := newMapper(t)
 			seen := map[uint16]bool{}
 			for range 50 {
-				got := publish(t, m, usernet.Port{Proto: proto, ContainerPort: 80}, Host{}).Port()
+				got := mustPublish(t, m, usernet.Port{Proto: proto, ContainerPort: 80}, Host{}).Port()
 				if got.HostPort < 1024 || got.HostPortEnd != got.HostPort || seen[got.HostPort] {
 					t.Fatalf("published %+v", got)
 				}
@@ -231,7 +231,7 @@ func TestEphemeralFindsThePortThatIsFreeInBothFamilies(t *testing.T) {
 				}
 			}
 			p := usernet.Port{Proto: proto, ContainerPort: 80}
-			if f := publish(t, m, p, Host{}); f.Port().HostPort != 40002 {
+			if f := mustPublish(t, m, p, Host{}); f.Port().HostPort != 40002 {
 				t.Errorf("published %v, want 40002, the only one left", f.Port())
 			}
 			_, err := m.Publish(Request{Port: p, Addr4: container, Dialer: Host{}})
@@ -248,7 +248,7 @@ func TestEphemeralSCTPUsesUpTheRange(t *testing.T) {
 	p := usernet.Port{Proto: usernet.SCTP, ContainerPort: 80}
 	seen := map[uint16]bool{}
 	for range 4 {
-		seen[publish(t, m, p, nil).Port().HostPort] = true
+		seen[mustPublish(t, m, p, nil).Port().HostPort] = true
 	}
 	for port := uint16(40000); port <= 40003; port++ {
 		if !seen[port] {
@@ -415,8 +415,8 @@ func TestHostWithoutIPv6Addresses(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	publish(t, m, usernet.Port{Proto: usernet.TCP, ContainerPort: 80}, Host{})
-	publish(t, m, usernet.Port{Proto: usernet.UDP, ContainerPort: 80}, Host{})
+	mustPublish(t, m, usernet.Port{Proto: usernet.TCP, ContainerPort: 80}, Host{})
+	mustPublish(t, m, usernet.Port{Proto: usernet.UDP, ContainerPort: 80}, Host{})
 }
 
 func TestNoSuchFamily(t *testing.T) {

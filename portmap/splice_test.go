@@ -19,7 +19,7 @@ func TestTCPIsSpliced(t *testing.T) {
 		drain(t, c)
 		fill(t, c, size)
 	})
-	f := publish(t, m, tcpPort(port), Host{})
+	f := mustPublish(t, m, tcpPort(port), Host{})
 	c := dial(t, at(f, "127.0.0.1"))
 	readBefore, writtenBefore := ioCounters(t)
 	fill(t, c, size)

@@ -176,7 +176,7 @@ func TestTCPServerEndsFirst(t *testing.T) {
 		b, _ := io.ReadAll(c)
 		got <- string(b)
 	})
-	f := publish(t, m, tcpPort(port), Host{})
+	f := mustPublish(t, m, tcpPort(port), Host{})
 	c := dial(t, at(f, "127.0.0.1"))
 	if b, err := io.ReadAll(c); err != nil || string(b) != "goodbye" {
 		t.Fatalf("read %q, %v", b, err)
@@ -190,7 +190,7 @@ func TestTCPServerEndsFirst(t *testing.T) {
 
 func TestTCPRefusedIsReset(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(1), Host{}) // nobody listens there
+	f := mustPublish(t, m, tcpPort(1), Host{}) // nobody listens there
 	mustRefuse(t, at(f, "127.0.0.1"))
 	mustRefuse(t, at(f, "::1"))
 	eventually(t, "two refused", func() bool { return f.Stats() == Stats{Refused: 2} })
@@ -205,7 +205,7 @@ func TestTCPResetIsPassedOn(t *testing.T) {
 			_, err := io.Copy(io.Discard, c)
 			end <- err
 		})
-		f := publish(t, m, tcpPort(port), Host{})
+		f := mustPublish(t, m, tcpPort(port), Host{})
 		c := dial(t, at(f, "127.0.0.1"))
 		io.ReadFull(c, make([]byte, 5))
 		c.SetLinger(0)
@@ -220,7 +220,7 @@ func TestTCPResetIsPassedOn(t *testing.T) {
 			c.Read(make([]byte, 1))
 			c.SetLinger(0)
 		})
-		f := publish(t, m, tcpPort(port), Host{})
+		f := mustPublish(t, m, tcpPort(port), Host{})
 		c := dial(t, at(f, "127.0.0.1"))
 		c.Write([]byte("x"))
 		mustReset(t, c)
@@ -236,7 +236,7 @@ func TestTCPAnswerBeforeReset(t *testing.T) {
 		io.ReadFull(c, make([]byte, 1000))
 		c.Write(answer)
 	})
-	f := publish(t, m, tcpPort(port), Host{})
+	f := mustPublish(t, m, tcpPort(port), Host{})
 	for i := range 100 {
 		c := dial(t, at(f, "127.0.0.1"))
 		var wg sync.WaitGroup
@@ -265,7 +265,7 @@ func TestTCPResetIsNotAnEnd(t *testing.T) {
 		io.ReadFull(c, make([]byte, 1<<20))
 		c.SetLinger(0)
 	})
-	f := publish(t, m, tcpPort(port), Host{})
+	f := mustPublish(t, m, tcpPort(port), Host{})
 	for range 100 {
 		c := dial(t, at(f, "127.0.0.1"))
 		var sent error
@@ -282,7 +282,7 @@ func TestTCPResetIsNotAnEnd(t *testing.T) {
 
 func TestTCPManyAtOnce(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, tcpPort(serve(t, container, echo)), Host{})
+	f := mustPublish(t, m, tcpPort(serve(t, container, echo)), Host{})
 	const clients = 500
 	var connected, done sync.WaitGroup
 	connected.Add(clients)
@@ -323,7 +323,7 @@ func TestTCPCloseDuringTraffic(t *testing.T) {
 			}
 		}
 	})
-	f := publish(t, m, tcpPort(port), Host{})
+	f := mustPublish(t, m, tcpPort(port), Host{})
 	var moving, done sync.WaitGroup
 	for i := range 20 {
 		c := dial(t, at(f, "127.0.0.1"))
@@ -354,7 +354,7 @@ func TestTCPCloseDuringTraffic(t *testing.T) {
 func TestTCPSourceIsPassedToTheDialer(t *testing.T) {
 	m := newMapper(t)
 	d := newSpy()
-	f := publish(t, m, tcpPort(serve(t, container, echo)), d)
+	f := mustPublish(t, m, tcpPort(serve(t, container, echo)), d)
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		c := dial(t, at(f, host))
 		exchange(t, c, "hello")

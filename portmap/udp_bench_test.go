@@ -183,7 +183,7 @@ func cpuTime() time.Duration {
 // BenchmarkUDPNewFlow is a first datagram and its echo, each of a new client.
 func BenchmarkUDPNewFlow(b *testing.B) {
 	m := newMapper(b)
-	to := net.UDPAddrFromAddrPort(at(publish(b, m, udpPort(udpEcho(b, container)), Host{}), "127.0.0.1"))
+	to := net.UDPAddrFromAddrPort(at(mustPublish(b, m, udpPort(udpEcho(b, container)), Host{}), "127.0.0.1"))
 	buf := make([]byte, 100)
 	for b.Loop() {
 		c, err := net.DialUDP("udp", nil, to)

@@ -189,7 +189,7 @@ func hello(t testing.TB, client, server *net.UDPConn) (flow netip.AddrPort) {
 
 func TestUDPThousandFlows(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, udpPort(udpEcho(t, container)), Host{})
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), Host{})
 	const clients = 1000
 	conns := make([]*net.UDPConn, clients)
 	for i := range conns {
@@ -244,7 +244,7 @@ func (d clogged) DialUDP(client, target netip.AddrPort) (fd int, err error) {
 func TestUDPSlowContainerStallsNobody(t *testing.T) {
 	m := newMapper(t)
 	d := clogged{once: new(sync.Once), peer: new(int)}
-	f := publish(t, m, udpPort(udpEcho(t, container)), d)
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), d)
 	slow, quick := udpClient(t, at(f, "127.0.0.1")), udpClient(t, at(f, "127.0.0.1"))
 	slow.Write([]byte("mine"))
 	eventually(t, "flow", func() bool { return f.Stats().Active == 1 })

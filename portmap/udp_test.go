@@ -80,7 +80,7 @@ func udpExchange(t testing.TB, c *net.UDPConn, b []byte) {
 
 func TestUDPManyClients(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, udpPort(udpEcho(t, container)), Host{})
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), Host{})
 	const clients, rounds = 100, 20
 	var wg sync.WaitGroup
 	for i := range clients {
@@ -112,7 +112,7 @@ func TestUDPSizes(t *testing.T) {
 			if host == "" {
 				host = "127.0.0.1"
 			}
-			c := udpClient(t, at(publish(t, m, p, Host{}), host))
+			c := udpClient(t, at(mustPublish(t, m, p, Host{}), host))
 			for _, size := range []int{0, 1, 1472, 1473, 9000, 65507} {
 				udpExchange(t, c, bytes.Repeat([]byte{'x'}, size))
 			}
@@ -143,7 +143,7 @@ func TestUDPAddressFamilies(t *testing.T) {
 func TestUDPSourceIsPassedToTheDialer(t *testing.T) {
 	m := newMapper(t)
 	d := newSpy()
-	f := publish(t, m, udpPort(udpEcho(t, container)), d)
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), d)
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		c := udpClient(t, at(f, host))
 		udpExchange(t, c, []byte("hello"))
@@ -176,7 +176,7 @@ func TestUDPAnswersFromTheAddressSpokenTo(t *testing.T) {
 	nettest.Handle(t, ns, func(h *netlink.Handle) error {
 		return nettest.Addr(h, "client0", netip.MustParsePrefix("2001:db8:1::9/64"))
 	})
-	f := publish(t, m, udpPort(udpEcho(t, container)), Host{})
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), Host{})
 	for _, host := range []string{"10.200.1.1", "10.200.1.2", "2001:db8:1::1", "2001:db8:1::2", "fe80::aa%client0"} {
 		// The scope is resolved in the client's namespace.
 		c := in(t, ns, func() (*net.UDPConn, error) {
@@ -207,7 +207,7 @@ func TestUDPBroadcastIsIgnored(t *testing.T) {
 	nettest.Veth(t, "host0", netip.MustParsePrefix("10.200.1.1/24"), ns, "client0", netip.MustParsePrefix("10.200.1.9/24"))
 	server := udpServer(t, container, 0)
 	server.SetDeadline(time.Now().Add(patience))
-	f := publish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
+	f := mustPublish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
 	c := in(t, ns, func() (*net.UDPConn, error) { return net.ListenUDP("udp4", nil) })
 	defer c.Close()
 	for _, to := range []string{"10.200.1.255", "10.200.1.1"} {
@@ -228,7 +228,7 @@ func TestUDPRefusedFlowLivesOn(t *testing.T) {
 	probe := udpServer(t, container, 0)
 	port := addrPort(probe.LocalAddr()).Port()
 	probe.Close()
-	f := publish(t, m, udpPort(port), Host{})
+	f := mustPublish(t, m, udpPort(port), Host{})
 	c := udpClient(t, at(f, "127.0.0.1"))
 	for range 3 {
 		if _, err := c.Write([]byte("anyone?")); err != nil {
@@ -291,7 +291,7 @@ func TestUDPFlowEndsWhenIdle(t *testing.T) {
 	m := newMapper(t)
 	m.limits.idle = 50 * time.Millisecond
 	d := newSpy()
-	f := publish(t, m, udpPort(udpEcho(t, container)), d)
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), d)
 	c := udpClient(t, at(f, "127.0.0.1"))
 	for range 3 {
 		udpExchange(t, c, []byte("hello"))
@@ -310,7 +310,7 @@ func TestUDPFlowLivesWhileUsed(t *testing.T) {
 	m.limits.idle = idle
 	server := udpServer(t, container, 0)
 	server.SetDeadline(time.Now().Add(patience))
-	f := publish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
+	f := mustPublish(t, m, udpPort(addrPort(server.LocalAddr()).Port()), Host{})
 	talks, listens := udpClient(t, at(f, "127.0.0.1")), udpClient(t, at(f, "::1"))
 	b := make([]byte, 10)
 	var flows [2]netip.AddrPort // as the container sees them
@@ -370,7 +370,7 @@ func TestUDPTooManyFlowsEvictsTheIdlest(t *testing.T) {
 	m := newMapper(t)
 	m.limits.flows = 3
 	d := newSpy()
-	f := publish(t, m, udpPort(udpEcho(t, container)), d)
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), d)
 	var clients [4]*net.UDPConn
 	for i := range clients {
 		clients[i] = udpClient(t, at(f, []string{"127.0.0.1", "::1"}[i%2]))
@@ -385,7 +385,7 @@ func TestUDPTooManyFlowsEvictsTheIdlest(t *testing.T) {
 
 func TestUDPDialFailureDropsTheDatagram(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, udpPort(udpEcho(t, container)), &failFirst{})
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), &failFirst{})
 	c := udpClient(t, at(f, "127.0.0.1"))
 	c.Write([]byte("lost"))
 	udpExchange(t, c, []byte("kept"))
@@ -410,7 +410,7 @@ func (d *failFirst) DialUDP(client, target netip.AddrPort) (int, error) {
 
 func TestUDPCloseDuringTraffic(t *testing.T) {
 	m := newMapper(t)
-	f := publish(t, m, udpPort(udpEcho(t, container)), Host{})
+	f := mustPublish(t, m, udpPort(udpEcho(t, container)), Host{})
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var clients [20]*net.UDPConn

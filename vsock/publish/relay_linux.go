@@ -1,0 +1,60 @@
+package publish
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/splice"
+)
+
+// kernel relays by event loops and splice(2).
+type kernel struct{ group splice.Group }
+
+// join takes both connections over, if it can.
+func (k *kernel) join(client *net.TCPConn, stream net.Conn, done func()) bool {
+	b, ok := Descriptor(stream)
+	if !ok {
+		return false
+	}
+	a, ok := Descriptor(client)
+	if !ok {
+		unix.Close(b)
+		return false
+	}
+	client.Close()
+	stream.Close()
+	k.group.Join(a, b, done)
+	return true
+}
+
+func (k *kernel) close() { k.group.Close() }
+
+// Descriptor returns a non-blocking descriptor of a stream's own socket, beside the one that conn keeps, for those who would
+// rather splice; the caller closes both. It has none of what is more than a socket.
+func Descriptor(conn net.Conn) (fd int, ok bool) {
+	var sc syscall.Conn
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		sc = c
+	case *net.UnixConn:
+		sc = c
+	default:
+		// AF_VSOCK has no splice of its own, and yet splice(2) takes it: the kernel copies.
+		s, is := conn.(syscall.Conn)
+		if !is || conn.LocalAddr().Network() != "vsock" {
+			return -1, false
+		}
+		sc = s
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return -1, false
+	}
+	err = raw.Control(func(n uintptr) {
+		fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0)
+		ok = err == nil
+	})
+	return fd, ok && err == nil
+}
