@@ -7,6 +7,8 @@ export USERNET_TEST_STRICT
 export USERNET_TEST_CACHE
 # Where make demo shows what it shows: docker, none. Without it: on Docker if it is there.
 export ENGINE
+# Where the gateway of virtual machines runs besides Linux.
+GATEWAYS := darwin/arm64 windows/amd64
 
 .PHONY: build test lint unit engines demo bench plugin setup clean
 
@@ -23,6 +25,12 @@ lint:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "gofmt -l: $$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	@for system in $(GATEWAYS); do \
+		echo "vet and build for $$system"; \
+		export CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/}; \
+		ours=$$($(GO) list -deps -f '{{with .Module}}{{if .Main}}{{$$.ImportPath}}{{end}}{{end}}' ./cmd/usernet) && \
+		$(GO) vet $$ours && $(GO) build -o /dev/null ./cmd/usernet || exit 1; \
+	done
 
 # The race detector makes sync.Pool drop things: tests that count allocations are not built with it.
 unit:

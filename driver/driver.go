@@ -24,6 +24,7 @@ import (
 	"github.com/usernet/usernet/ipam"
 	"github.com/usernet/usernet/portmap"
 	"github.com/usernet/usernet/usermode"
+	"github.com/usernet/usernet/vsock/publish"
 )
 
 // Config says where a driver keeps its things.
@@ -32,7 +33,9 @@ type Config struct {
 	RunDir     string        // what belongs to one boot: endpoints, namespaces
 	Rootless   bool          // the host's network is not ours to change
 	CheckEvery time.Duration // how often the kernel is compared with the table; 0 means 30 s
-	Log        *slog.Logger
+	// HostGateway publishes ports on the host of the virtual machine that this is, as well as here; it is run by the caller. nil: there is none.
+	HostGateway *publish.Client
+	Log         *slog.Logger
 }
 
 // ErrClosed says that the driver is shutting down.

@@ -18,9 +18,15 @@ import (
 
 	"github.com/usernet/usernet"
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/vsock/publish"
 )
 
-func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(gatewaySocket); path != "" {
+		os.Exit(gatewayMain(path))
+	}
+	os.Exit(nettest.Main(m))
+}
 
 var ctx = context.Background()
 
@@ -30,6 +36,9 @@ type bench struct {
 	t     *testing.T
 	state string
 	run   string
+
+	gateway *publish.Client // nil: there is none
+	leave   func()          // ends its Run
 }
 
 func newBench(t *testing.T) *bench {
@@ -56,15 +65,21 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) open() {
 	b.t.Helper()
-	d, err := Open(Config{StateDir: b.state, RunDir: b.run, Log: slog.New(slog.NewTextHandler(logTo{b.t}, nil))})
+	d, err := Open(Config{StateDir: b.state, RunDir: b.run, HostGateway: b.gateway, Log: slog.New(slog.NewTextHandler(logTo{b.t}, nil))})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	b.Driver = d
+	if b.gateway != nil {
+		b.runGateway()
+	}
 }
 
 func (b *bench) close() {
 	b.t.Helper()
+	if b.leave != nil {
+		b.leave()
+	}
 	if err := b.Close(); err != nil {
 		b.t.Error(err)
 	}

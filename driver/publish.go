@@ -13,15 +13,17 @@ import (
 	"github.com/usernet/usernet/internal/undo"
 	"github.com/usernet/usernet/portmap"
 	"github.com/usernet/usernet/usermode"
+	"github.com/usernet/usernet/vsock/publish"
 )
 
 // published is one port of a container on the host. Its Port has the host port that was chosen.
 type published struct {
 	usernet.Port
-	manual  bool             // asked for by AddPort, not by the engine
-	forward *portmap.Forward // nil while it could not be had again after a restart
-	err     error            // why
-	steps   undo.List        // what to take back with it
+	manual  bool               // asked for by AddPort, not by the engine
+	forward *portmap.Forward   // nil while it could not be had again after a restart
+	err     error              // why
+	beyond  *publish.Published // the same port on the host of this machine; nil: there is no gateway to it
+	steps   undo.List          // what to take back with it
 }
 
 // errElsewhere says that another endpoint of the same container serves the port. When that goes, this one takes over.
@@ -125,7 +127,7 @@ func (n *network) publish(c *container, ports []usernet.Port, manual bool) (err 
 			port.HostIP = netip.IPv4Unspecified()
 		}
 		p := &published{Port: port, manual: manual}
-		switch err := n.listen(c, p); {
+		switch err := n.listen(c, p, n.driver.beyond); {
 		case errors.Is(err, errElsewhere):
 			p.err = err
 		case err != nil:
@@ -141,8 +143,9 @@ func (n *network) publish(c *container, ports []usernet.Port, manual bool) (err 
 	return nil
 }
 
-// listen takes the host port, or, where its asker has it, one that the host port's clients can be redirected to.
-func (n *network) listen(c *container, p *published) (err error) {
+// listen takes the host port, or, where its asker has it, one that the host port's clients can be redirected to; and with it
+// the one on the host of this machine, by way of ask.
+func (n *network) listen(c *container, p *published, ask asker) (err error) {
 	if p.Proto == usernet.SCTP && n.Options.Mode != usernet.Bridge {
 		return fmt.Errorf("%w: %s: SCTP is published on networks of mode bridge only", usernet.ErrInvalid, p.Port)
 	}
@@ -165,13 +168,16 @@ func (n *network) listen(c *container, p *published) (err error) {
 	if p.Held && p.Proto != usernet.SCTP {
 		req.Port.HostPort, req.Port.HostPortEnd = 0, 0
 	}
-	f, err := n.driver.mapper.Publish(req)
+	f, beyond, err := n.driver.take(req, p.Port, ask)
 	if err != nil {
 		return err
 	}
-	p.forward, p.err = f, nil
+	p.forward, p.beyond, p.err = f, beyond, nil
 	p.steps.Push(func() error { release(); return nil })
 	p.steps.Push(f.Close)
+	if beyond != nil {
+		p.steps.Push(beyond.Close)
+	}
 	if !p.Held {
 		p.Port = f.Port()
 	}
@@ -232,7 +238,7 @@ func (p *published) close() error {
 	if err := p.steps.Close(); err != nil {
 		return err
 	}
-	p.forward = nil
+	p.forward, p.beyond = nil, nil
 	return nil
 }
 
@@ -273,7 +279,7 @@ func (n *network) retry(c *container, p *published) {
 	was := c.gateway
 	// If it works now, the network that had the port is gone, and its default route with it.
 	c.gateway = was || errors.Is(p.err, errElsewhere)
-	err := n.listen(c, p)
+	err := n.listen(c, p, n.driver.keepBeyond)
 	if err != nil {
 		c.gateway = was
 	}

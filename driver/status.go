@@ -37,7 +37,9 @@ type EndpointStatus struct {
 // PortStatus is one published port. Err is empty while it is served.
 type PortStatus struct {
 	usernet.Port
-	Err string
+	Err       string
+	Beyond    bool   // it is wanted on the host of this virtual machine as well
+	BeyondErr string // why it is not had there
 }
 
 // Status lists all networks with their endpoints and published ports, in the order of their IDs.
@@ -74,6 +76,12 @@ func (n *network) status() NetworkStatus {
 			ps := PortStatus{Port: p.Port}
 			if p.forward == nil && p.err != nil {
 				ps.Err = p.err.Error()
+			}
+			if p.beyond != nil {
+				ps.Beyond = true
+				if err := p.beyond.Err(); err != nil {
+					ps.BeyondErr = err.Error()
+				}
 			}
 			es.Ports = append(es.Ports, ps)
 		}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -90,6 +92,12 @@ func table(w io.Writer, list []control.Network) error {
 				s := arrow(pt)
 				if pt.Error != "" {
 					s += " (" + pt.Error + ")"
+				}
+				switch pt.Gateway {
+				case control.GatewayUp:
+					s += " and on the VM's host"
+				case control.GatewayLost:
+					s += " (lost on the VM's host: " + pt.GatewayError + ")"
 				}
 				ports = append(ports, s)
 			}

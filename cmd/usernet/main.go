@@ -13,8 +13,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
-
-	"github.com/usernet/usernet/standalone"
 )
 
 // version is set by the build; see the Makefile.
@@ -28,33 +26,40 @@ type program struct {
 	hangup         <-chan struct{} // serve: look at everything again
 }
 
-// command is one sub-command. Its flags are its own; run gets the arguments behind them.
+// command is one sub-command; commands has those of the operating system. Its flags are its own; run gets the arguments behind them.
 type command struct {
 	name, args, about string
 	run               func(p *program, ctx context.Context, c command, args []string) error
 }
 
-var commands = []command{
-	{"serve", "", "run the daemon that Docker's networks live in", (*program).serve},
-	{"plugin", "", "run the daemon as a managed Docker plugin", (*program).plugin},
-	{"run", "[--] COMMAND [ARGUMENTS]", "run a command on a network of its own, without engine or root", (*program).run},
-	{"ps", "", "list networks, endpoints and published ports", (*program).ps},
-	{"port", "add|rm ENDPOINT PORT...", "publish or release ports of a running container", (*program).port},
-	{"network", "rm NETWORK...", "remove networks that the engine has forgotten", (*program).network},
-	{"doctor", "", "tell what this machine can do, and what to type where it cannot", (*program).doctor},
-	{"oci-hook", "", "give a container its network, as a hook of its OCI runtime", (*program).ociHook},
-	{"version", "", "print the version", (*program).version},
+// caller is the program under a name other than usernet, or as programs call it that know nothing of its commands. done is false
+// if it was not called so.
+type caller func(p *program, ctx context.Context, args []string) (status int, done bool)
+
+// as is the program under one other name.
+func as(name string, run func(p *program, ctx context.Context, args []string) int) caller {
+	return func(p *program, ctx context.Context, args []string) (int, bool) {
+		if p.name != name {
+			return 0, false
+		}
+		return run(p, ctx, args), true
+	}
 }
 
 // errUsage says that the command line was wrong and that this was told already.
 var errUsage = errors.New("usage")
 
+// exitError ends the program with a status of its own.
+type exitError struct {
+	status int
+	err    error // nil: told already, or nothing to tell
+}
+
+func (e *exitError) Error() string { return fmt.Sprint(e.err) }
+func (e *exitError) Unwrap() error { return e.err }
+
 func main() {
-	if helper := standalone.Helper(os.Args[1:]); helper != nil {
-		if err := helper(); err != nil {
-			fmt.Fprintln(os.Stderr, "usernet run:", err)
-			os.Exit(1)
-		}
+	if helper(os.Args[1:]) {
 		return
 	}
 	// The first signal ends the program in order; a second one ends it at once.
@@ -72,24 +77,20 @@ func main() {
 			}
 		}
 	}()
-	p := &program{name: filepath.Base(os.Args[0]), stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, hangup: hangup}
+	p := &program{name: strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe"), stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, hangup: hangup}
 	os.Exit(p.main(ctx, os.Args[1:]))
 }
 
 // main runs the command line and returns the exit status: 0, 1 for a failure, 2 for a wrong command line.
 func (p *program) main(ctx context.Context, args []string) int {
-	if p.name == netnsName {
-		return p.netns(ctx, args)
-	}
-	if status, done := p.cni(ctx, args); done {
-		return status
+	for _, c := range callers {
+		if status, done := c(p, ctx, args); done {
+			return status
+		}
 	}
 	if len(args) == 0 {
 		p.usage(p.stderr)
 		return 2
-	}
-	if status, done := p.netavark(ctx, args); done {
-		return status
 	}
 	switch args[0] {
 	case "help", "-h", "-help", "--help":
@@ -102,25 +103,29 @@ func (p *program) main(ctx context.Context, args []string) int {
 		if c.name != args[0] {
 			continue
 		}
-		err := c.run(p, ctx, c, args[1:])
-		switch {
-		case err == nil, errors.Is(err, flag.ErrHelp):
-			return 0
-		case errors.Is(err, errUsage):
-			return 2
-		}
-		status := 1
-		if exit, ok := errors.AsType[*exitError](err); ok {
-			if status = exit.status; exit.err == nil {
-				return status
-			}
-		}
-		fmt.Fprintf(p.stderr, "usernet %s: %v\n", c.name, err)
-		return status
+		return p.status("usernet "+c.name, c.run(p, ctx, c, args[1:]))
 	}
 	fmt.Fprintf(p.stderr, "usernet: there is no command %q\n", args[0])
 	p.usage(p.stderr)
 	return 2
+}
+
+// status tells what went wrong, in the name of what the program was called as, and returns its exit status.
+func (p *program) status(name string, err error) int {
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		return 2
+	}
+	status := 1
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		if status = exit.status; exit.err == nil {
+			return status
+		}
+	}
+	fmt.Fprintf(p.stderr, "%s: %v\n", name, err)
+	return status
 }
 
 func (p *program) usage(w io.Writer) {

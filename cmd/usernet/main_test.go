@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -16,7 +18,13 @@ import (
 	"github.com/usernet/usernet/internal/nettest"
 )
 
-func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		asMain()
+		return
+	}
+	os.Exit(nettest.Main(m))
+}
 
 func runProgram(t *testing.T, ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
@@ -50,6 +58,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"serve now", 2, `unexpected argument "now"`},
 		{"serve --config /nowhere/c", 1, "/nowhere/c"},
 		{"serve --config " + bad, 1, "unknown setting mood"},
+		{"serve --host-gateway carrier:pigeon", 1, `host gateway: address "carrier:pigeon": `},
 		{"serve --log-level loud", 1, "want debug, info, warn or error"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
@@ -120,6 +129,8 @@ func TestTable(t *testing.T) {
 				Ports: []control.Port{
 					{Proto: usernet.TCP, HostPort: 8080, ContainerPort: 80},
 					{Proto: usernet.UDP, HostIP: netip.MustParseAddr("::1"), HostPort: 53, ContainerPort: 53, Error: "taken"},
+					{Proto: usernet.TCP, HostPort: 81, ContainerPort: 80, Gateway: control.GatewayUp},
+					{Proto: usernet.TCP, HostPort: 82, ContainerPort: 80, Gateway: control.GatewayLost, GatewayError: "gone"},
 				},
 			}},
 		},
@@ -134,7 +145,7 @@ func TestTable(t *testing.T) {
 aaaa           bridge     -                          -                     0           down
 
 ENDPOINT       NETWORK        ADDRESS               MAC                 PORTS
-fedcba987654   0123456789ab   172.18.0.2, fd00::2   02:00:00:00:00:01   *:8080->80/tcp, [::1]:53->53/udp (taken)
+fedcba987654   0123456789ab   172.18.0.2, fd00::2   02:00:00:00:00:01   *:8080->80/tcp, [::1]:53->53/udp (taken), *:81->80/tcp and on the VM's host, *:82->80/tcp (lost on the VM's host: gone)
 `
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Errorf("table (-want +got):\n%s", d)

@@ -1,8 +1,9 @@
+//go:build linux
+
 package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"path/filepath"
@@ -84,17 +85,7 @@ func (p *program) netnsFlags() (*flag.FlagSet, *ocihook.Netns) {
 // netns is the program under the name netns.
 func (p *program) netns(ctx context.Context, args []string) int {
 	fs, n := p.netnsFlags()
-	if err := p.netnsCommand(ctx, fs, n, args); err != nil {
-		switch {
-		case errors.Is(err, flag.ErrHelp):
-			return 0
-		case errors.Is(err, errUsage):
-			return 2
-		}
-		fmt.Fprintf(p.stderr, "netns: %v\n", err)
-		return 1
-	}
-	return 0
+	return p.status(netnsName, p.netnsCommand(ctx, fs, n, args))
 }
 
 func (p *program) netnsCommand(ctx context.Context, fs *flag.FlagSet, n *ocihook.Netns, args []string) error {

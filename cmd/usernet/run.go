@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -30,15 +32,6 @@ const (
 	runNoExec   = 126
 	runNotFound = 127
 )
-
-// exitError ends the program with a status of its own.
-type exitError struct {
-	status int
-	err    error // nil: told already, or nothing to tell
-}
-
-func (e *exitError) Error() string { return fmt.Sprint(e.err) }
-func (e *exitError) Unwrap() error { return e.err }
 
 // runFlags are what the command line of run says.
 type runFlags struct {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -20,6 +22,8 @@ import (
 	"github.com/usernet/usernet/driver/netavark"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/sock"
+	"github.com/usernet/usernet/vsock"
+	"github.com/usernet/usernet/vsock/publish"
 )
 
 func (p *program) serve(ctx context.Context, c command, args []string) (err error) {
@@ -36,6 +40,10 @@ func (p *program) serve(ctx context.Context, c command, args []string) (err erro
 		return errors.New("this is Podman's network namespace, which goes with its last container: start usernet serve outside of it")
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	gateway, err := hostGateway(cfg.HostGateway, log)
+	if err != nil {
+		return err
+	}
 
 	// The sockets come first: whoever calls while the networks are brought back waits instead of being refused.
 	plugin, ctl, err := listen(cfg)
@@ -46,7 +54,7 @@ func (p *program) serve(ctx context.Context, c command, args []string) (err erro
 	if plugin != nil {
 		defer plugin.Close()
 	}
-	d, err := driver.Open(driver.Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Rootless: rootless(), Log: log})
+	d, err := driver.Open(driver.Config{StateDir: cfg.StateDir, RunDir: cfg.RunDir, Rootless: rootless(), HostGateway: gateway, Log: log})
 	if err != nil {
 		return err
 	}
@@ -56,6 +64,9 @@ func (p *program) serve(ctx context.Context, c command, args []string) (err erro
 	defer leave()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.Run(ctx, p.hangup) })
+	if gateway != nil {
+		g.Go(func() error { return gateway.Run(ctx) })
+	}
 	if plugin != nil {
 		g.Go(func() error { return sock.Serve(ctx, plugin, libnetwork.Handler(d, cfg.Defaults, log)) })
 	}
@@ -71,6 +82,19 @@ func (p *program) serve(ctx context.Context, c command, args []string) (err erro
 	err = g.Wait()
 	log.Info("usernet is ending")
 	return err
+}
+
+// hostGateway is the client of the gateway on the host of this virtual machine; nil: none is configured.
+func hostGateway(url string, log *slog.Logger) (*publish.Client, error) {
+	if url == "" {
+		return nil, nil
+	}
+	at, err := vsock.Parse(url)
+	if err != nil {
+		return nil, fmt.Errorf("host gateway: %w", err)
+	}
+	dial := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, at) }
+	return publish.NewClient(publish.ClientConfig{Dial: dial, Name: at.String(), Log: log}), nil
 }
 
 // listen opens the sockets, or takes those that systemd has opened. plugin is nil where none is configured.
@@ -100,6 +124,7 @@ func (p *program) serveConfig(c command, args []string) (config.Daemon, error) {
 	ctl := flags.String("control-socket", def.ControlSocket, "the `socket` for usernet's own commands")
 	state := flags.String("state-dir", def.StateDir, "`directory` for what must survive a reboot")
 	run := flags.String("run-dir", def.RunDir, "`directory` for what belongs to one boot")
+	gateway := flags.String("host-gateway", def.HostGateway, "the `URL` of the gateway on this virtual machine's host: ports are published there as well")
 	level := flags.String("log-level", def.LogLevel.String(), "debug, info, warn or error")
 	if err := parse(flags, args); err != nil {
 		return config.Daemon{}, err
@@ -124,6 +149,7 @@ func (p *program) serveConfig(c command, args []string) (config.Daemon, error) {
 		"control-socket": func() { cfg.ControlSocket = *ctl },
 		"state-dir":      func() { cfg.StateDir = *state },
 		"run-dir":        func() { cfg.RunDir = *run },
+		"host-gateway":   func() { cfg.HostGateway = *gateway },
 	} {
 		if given[name] {
 			set()

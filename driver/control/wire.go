@@ -72,7 +72,18 @@ type Port struct {
 	ContainerPort uint16        `json:"container_port"`
 	Held          bool          `json:"held,omitempty"`  // the engine has bound the host port; its clients are redirected
 	Error         string        `json:"error,omitempty"` // why nothing is served there at the moment
+	Gateway       GatewayState  `json:"gateway,omitempty"`
+	GatewayError  string        `json:"gateway_error,omitempty"` // why it is lost
 }
+
+// GatewayState tells whether a port of a virtual machine is published on the machine's host as well; "": that is not wanted.
+type GatewayState string
+
+// The states of a port that is wanted on the host: one that is lost comes back when it can be had.
+const (
+	GatewayUp   GatewayState = "up"
+	GatewayLost GatewayState = "lost"
+)
 
 func networkOf(s driver.NetworkStatus) Network {
 	n := Network{ID: s.ID, Name: s.Name, Mode: s.Options.Mode, Up: s.Up, MTU: s.MTU(), Internal: s.Internal, Path: s.Path, PathError: s.PathError, DNS: s.Resolver, DNSError: s.ResolverError, Subnets: []Subnet{}, Endpoints: []Endpoint{}}
@@ -91,6 +102,12 @@ func networkOf(s driver.NetworkStatus) Network {
 		for _, p := range es.Ports {
 			wire := PortOf(p.Port)
 			wire.Error = p.Err
+			if p.Beyond {
+				wire.Gateway, wire.GatewayError = GatewayUp, p.BeyondErr
+				if p.BeyondErr != "" {
+					wire.Gateway = GatewayLost
+				}
+			}
 			e.Ports = append(e.Ports, wire)
 		}
 		n.Endpoints = append(n.Endpoints, e)

@@ -229,41 +229,54 @@ func askSlirp(api, request string) error {
 const gvproxyLink = `ip tuntap add tap0 mode tap && ip link set tap0 address 5a:94:ef:e4:0c:ee mtu %d up &&
 	ip addr add 192.168.127.2/24 dev tap0 && ip route add default via 192.168.127.1`
 
-// startGvproxy joins gvproxy and its forwarder by a unix socket, as a virtual machine's vsock would.
-func (b *rig) startGvproxy(s *subject) error {
-	proxy, err := b.installed("gvproxy")
-	if err != nil {
+// gvproxy returns what joins a gvproxy and its forwarder by a unix socket, as a virtual machine's vsock would. program
+// finds them: the real ones, or usernet under their names.
+func gvproxy(program func(*rig, string) (string, error)) func(*rig, *subject) error {
+	return func(b *rig, s *subject) error {
+		proxy, err := program(b, "gvproxy")
+		if err != nil {
+			return err
+		}
+		forwarder, err := program(b, "gvforwarder")
+		if err != nil {
+			return err
+		}
+		_, pid, err := b.agentAlone(s)
+		if err != nil {
+			return err
+		}
+		socket := filepath.Join(b.Dir, fmt.Sprintf("gvproxy%d.sock", s.index))
+		os.Remove(socket)
+		mtu := strconv.Itoa(s.mtu)
+		gv, err := b.spawn(s, "gvproxy", b.Command(context.Background(), proxy,
+			"-listen", "unix://"+socket, "-mtu", mtu, "-ssh-port", "-1"))
+		if err != nil {
+			return err
+		}
+		expose := fmt.Sprintf(`{"local":":%d","remote":"192.168.127.2:%d"}`, s.publicPort(), agentPort)
+		if err := b.until(func() error { return b.askGvproxy(socket, expose) }, gv); err != nil {
+			return err
+		}
+		within := fmt.Sprintf("--net=/proc/%d/ns/net", pid)
+		if _, err := b.Run(b.ctx, "nsenter", within, "sh", "-c", fmt.Sprintf(gvproxyLink, s.mtu)); err != nil {
+			return err
+		}
+		_, err = b.spawn(s, "gvforwarder", b.Command(context.Background(), "nsenter", within, forwarder,
+			"-preexisting", "-iface", "tap0", "-stop-if-exist", "", "-mtu", mtu, "-url", "unix://"+socket))
+		s.site.publishes(s.publicPort())
+		b.forwarderOf(s)
 		return err
 	}
-	forwarder, err := b.installed("gvforwarder")
-	if err != nil {
-		return err
+}
+
+// dropIn is usernet under another program's name.
+func (b *rig) dropIn(name string) (string, error) {
+	path := filepath.Join(b.Dir, "dropin", name)
+	err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Symlink("../bin/usernet", path))
+	if errors.Is(err, os.ErrExist) {
+		err = nil
 	}
-	_, pid, err := b.agentAlone(s)
-	if err != nil {
-		return err
-	}
-	socket := filepath.Join(b.Dir, fmt.Sprintf("gvproxy%d.sock", s.index))
-	os.Remove(socket)
-	mtu := strconv.Itoa(s.mtu)
-	gv, err := b.spawn(s, "gvproxy", b.Command(context.Background(), proxy,
-		"-listen", "unix://"+socket, "-mtu", mtu, "-ssh-port", "-1"))
-	if err != nil {
-		return err
-	}
-	expose := fmt.Sprintf(`{"local":":%d","remote":"192.168.127.2:%d"}`, s.publicPort(), agentPort)
-	if err := b.until(func() error { return b.askGvproxy(socket, expose) }, gv); err != nil {
-		return err
-	}
-	within := fmt.Sprintf("--net=/proc/%d/ns/net", pid)
-	if _, err := b.Run(b.ctx, "nsenter", within, "sh", "-c", fmt.Sprintf(gvproxyLink, s.mtu)); err != nil {
-		return err
-	}
-	_, err = b.spawn(s, "gvforwarder", b.Command(context.Background(), "nsenter", within, forwarder,
-		"-preexisting", "-iface", "tap0", "-stop-if-exist", "", "-mtu", mtu, "-url", "unix://"+socket))
-	s.site.publishes(s.publicPort())
-	b.forwarderOf(s)
-	return err
+	return path, err
 }
 
 // askGvproxy asks for a port by gvproxy's API.

@@ -85,9 +85,12 @@ func Chosen(variable, name string) bool {
 
 var crashed = regexp.MustCompile(`(?m)^(panic: |fatal error: |WARNING: DATA RACE)`)
 
-// crash returns what usernet's log has of panics and data races, from the first on.
-func (h *Host) crash() string {
-	b, err := os.ReadFile(h.Log("usernet"))
+// crash returns what usernet's log has of panics and data races.
+func (h *Host) crash() string { return Crash(h.Log("usernet")) }
+
+// Crash returns what a program's log has of panics and data races, from the first on; "" if there is no log, too.
+func Crash(log string) string {
+	b, err := os.ReadFile(log)
 	if err != nil {
 		return "" // it was never started
 	}

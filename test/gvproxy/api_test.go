@@ -2,7 +2,10 @@ package gvproxy_test
 
 import (
 	"bufio"
+	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -39,6 +42,8 @@ func calls(dir string) []call {
 		which  = "v0.8.9 does not say which forward"
 		panics = "v0.8.9 panics and closes the connection"
 		only4  = "v0.8.9 has no IPv6"
+		words  = "the text says more"
+		keys   = "v0.8.9 looks for the key when the first client comes"
 	)
 	socket := fmt.Sprintf(`{"protocol":"unix","local":"%s/u.sock","remote":"`, dir)
 	return []call{
@@ -71,7 +76,7 @@ func calls(dir string) []call {
 		{"POST", unexposePath, `{"local":":1"}`, only4},
 		{"POST", exposePath, `{"local":":1","remote":"192.168.127.2:80","protocol":"sctp"}`, ""},
 		{"POST", exposePath, `{"local":"nonsense","remote":"192.168.127.2:80"}`, ""},
-		{"POST", exposePath, `{"local":"nonsense","remote":"192.168.127.2:80","protocol":"udp"}`, ""},
+		{"POST", exposePath, `{"local":"nonsense","remote":"192.168.127.2:80","protocol":"udp"}`, words},
 		{"POST", exposePath, `{"local":"127.0.0.1:99999","remote":"192.168.127.2:80"}`, ""},
 		{"POST", exposePath, `{"local":"10.200.9.9:80","remote":"192.168.127.2:80"}`, ""},
 		{"POST", exposePath, `{"local":"10.200.9.9:80","remote":"192.168.127.2:80","protocol":"udp"}`, ""},
@@ -80,8 +85,10 @@ func calls(dir string) []call {
 		{"POST", exposePath, socket + `tcp://192.168.127.2"}`, ""},
 		{"POST", exposePath, socket + `ssh-tunnel://u@192.168.127.2"}`, ""},
 		{"POST", exposePath, socket + `ssh-tunnel://u@192.168.127.2?key=/k"}`, ""},
-		{"POST", exposePath, socket + `ssh-tunnel://u@192.168.127.2/run/x?key=/k"}`, ""},
-		{"POST", exposePath, `{"protocol":"npipe","local":"npipe:////./pipe/x","remote":"tcp://192.168.127.2:80"}`, ""},
+		{"POST", exposePath, socket + `ssh-tunnel://u@192.168.127.2/run/x?key=/k"}`, keys},
+		{"POST", unexposePath, fmt.Sprintf(`{"protocol":"unix","local":"%s/u.sock"}`, dir), keys},
+		{"POST", exposePath, fmt.Sprintf(`%sssh-tunnel://u@192.168.127.2/run/x?key=%s/key"}`, socket, dir), ""},
+		{"POST", exposePath, `{"protocol":"npipe","local":"npipe:////./pipe/x","remote":"tcp://192.168.127.2:80"}`, words},
 		{"GET", allPath, ``, ""},
 		{"GET", unexposePath, ``, ""},
 		{"POST", unexposePath, `{"local":":6443","protocol":"tcp"}`, ""},
@@ -158,9 +165,26 @@ func answer(conn io.Reader, method string) string {
 	return strings.ReplaceAll(b.String(), "\r\n", "\n") + string(body)
 }
 
+// writeKey writes a key for SSH.
+func writeKey(t *testing.T, path string) {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The same requests to both, one after the other, because both listen on the host.
 func TestAPI(t *testing.T) {
 	dir := t.TempDir()
+	writeKey(t, filepath.Join(dir, "key"))
 	requests := calls(dir)
 	p, err := startPeer(t)
 	if err != nil {
@@ -169,11 +193,11 @@ func TestAPI(t *testing.T) {
 	want := answers(t, p.api, requests)
 	p.stop()
 	os.Remove(filepath.Join(dir, "u.sock"))
-	api, _, err := startOurs(t)
+	o, err := startOurs(t)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := answers(t, api, requests)
+	got := answers(t, o.api, requests)
 	for i, c := range requests {
 		diff := cmp.Diff(want[i], got[i])
 		if c.differs == "" && diff != "" {
@@ -193,11 +217,11 @@ func TestStreams(t *testing.T) {
 	}
 	want := streams(t, p.api, p.event)
 	p.stop()
-	api, events, err := startOurs(t)
+	o, err := startOurs(t)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := streams(t, api, func(within time.Duration) (string, error) { return event(events, within) })
+	got := streams(t, o.api, o.event)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-gvproxy +ours\n%s", diff)
 	}

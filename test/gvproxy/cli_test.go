@@ -80,14 +80,17 @@ func TestCommandLine(t *testing.T) {
 				want = answers(t, p.api, shown)
 			}
 			p.stop()
-			api, _, err := startOurs(t, args...)
+			o, err := startOurs(t, args...)
+			if err != nil && !errors.Is(err, errEnded) {
+				t.Fatal(err)
+			}
 			switch {
 			case (err == nil) == (refused == nil) && tt.differs != "":
 				t.Errorf("they do not differ any more (%s): gvproxy %v, ours %v", tt.differs, refused, err)
 			case (err == nil) != (refused == nil) && tt.differs == "":
 				t.Errorf("gvproxy: %v\nours: %v", refused, err)
 			case err == nil && refused == nil:
-				if diff := cmp.Diff(want, answers(t, api, shown)); diff != "" {
+				if diff := cmp.Diff(want, answers(t, o.api, shown)); diff != "" {
 					t.Errorf("-gvproxy +ours\n%s", diff)
 				}
 			}
