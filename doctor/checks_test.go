@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -118,6 +119,20 @@ func TestVsock(t *testing.T) {
 	answer{name: "bare", status: Info, detail: "virtual machines only"}.check(t, (*machine).vsock)
 	full := map[string]string{"/dev/vhost-vsock": "", "/sys/module/vsock_loopback/refcnt": "0"}
 	answer{name: "host", world: world{files: full}, status: Info, detail: "vhost-vsock); loopback works"}.check(t, (*machine).vsock)
+}
+
+func TestHostGateway(t *testing.T) {
+	answer{name: "none"}.check(t, (*machine).hostGateway)
+	socket := filepath.Join(t.TempDir(), "gateway.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := world{}.machine()
+	m.cfg.Daemon.HostGateway = "unix://" + socket
+	answer{status: OK, detail: socket}.compare(t, m, (*machine).hostGateway)
+	l.Close()
+	answer{status: Warning, detail: "no such file"}.compare(t, m, (*machine).hostGateway)
 }
 
 func TestUserNamespaces(t *testing.T) {

@@ -111,6 +111,7 @@ var checks = []check{
 	{ours, "trial network", (*machine).usermode},
 	{ours, "configuration", (*machine).configuration},
 	{ours, "daemon", (*machine).daemon},
+	{ours, "host gateway", (*machine).hostGateway},
 	{ours, "version", (*machine).version},
 	{ours, "systemd", (*machine).systemd},
 	{ours, "left-overs", (*machine).leftOvers},

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/vsock"
 )
 
 // vsock is the kernel's way between a virtual machine and its host. It only matters where there are machines, so it is
@@ -44,4 +47,21 @@ func localCID() (uint32, error) {
 	}
 	defer unix.Close(fd)
 	return unix.IoctlGetUint32(fd, unix.IOCTL_VM_SOCKETS_GET_LOCAL_CID)
+}
+
+// hostGateway dials the gateway of the configuration. What the daemon was told on its command line is not known here.
+func (m *machine) hostGateway(ctx context.Context) (finding, bool) {
+	url := m.cfg.Daemon.HostGateway
+	if url == "" {
+		return silence()
+	}
+	a, err := vsock.Parse(url)
+	if err == nil {
+		var c net.Conn
+		if c, err = vsock.Dial(ctx, a); err == nil {
+			c.Close()
+			return say(OK, "it listens at %s.", url)
+		}
+	}
+	return say(Warning, "containers with published ports will not start: %v. usernet gateway should run on this machine's host.", plain(err))
 }
