@@ -114,13 +114,20 @@ func skipName(msg []byte, off int) (int, error) {
 	return 0, errFormat
 }
 
-// questionEnd returns where the only question of a message ends. Its name cannot be compressed: nothing precedes it.
+// questionEnd returns where the only question of a message ends. Its name cannot be compressed: nothing precedes it but the header, which
+// is another one in the reply.
 func questionEnd(msg []byte) (int, error) {
-	end, err := skipName(msg, headerLen)
-	if err != nil || msg[end-1] != 0 || end+4 > len(msg) {
-		return 0, errFormat
+	for off := headerLen; off < len(msg) && off-headerLen < 255; {
+		n := int(msg[off])
+		off += 1 + n
+		switch {
+		case n == 0 && off+4 <= len(msg):
+			return off + 4, nil
+		case n == 0 || n >= 0x40:
+			return 0, errFormat
+		}
 	}
-	return end + 4, nil
+	return 0, errFormat
 }
 
 // query is a question as a client sent it. All slices lie in msg.

@@ -3,13 +3,18 @@
 package dns
 
 import (
+	"bufio"
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	miekg "github.com/miekg/dns"
 )
@@ -249,6 +254,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		f.Add(msg, true)
 	}
+	f.Add([]byte("\x010\x010\x00\x01000000\xc0\x000000"), true) // a name that points into the header, and so ends in a zero
 	r := localResolver(func() []netip.AddrPort { return nil })
 	f.Fuzz(func(t *testing.T, msg []byte, stream bool) {
 		var q query
@@ -309,3 +315,28 @@ func FuzzUpstreamAnswer(f *testing.F) {
 		}
 	})
 }
+
+// FuzzReadMessage reads what a client may send by TCP: messages behind their lengths, and the rest is none.
+func FuzzReadMessage(f *testing.F) {
+	f.Add([]byte{0, 1, 'x', 0, 0, 0, 5, 'x'})
+	f.Add([]byte{0xff, 0xff})
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		in := bufio.NewReaderSize(iotest.OneByteReader(bytes.NewReader(wire)), 16)
+		var again, b []byte
+		for {
+			var err error
+			if b, err = readMessage(noDeadline{}, in, b[:0], new(pending)); err != nil {
+				if rest := wire[len(again):]; !bytes.HasPrefix(wire, again) || len(rest) >= 2 && len(rest) >= 2+int(binary.BigEndian.Uint16(rest)) {
+					t.Errorf("%x ends with %v before %x", wire, err, rest)
+				}
+				return
+			}
+			again = append(binary.BigEndian.AppendUint16(again, uint16(len(b))), b...)
+		}
+	})
+}
+
+// noDeadline is a connection of which only the deadline is wanted.
+type noDeadline struct{ net.Conn }
+
+func (noDeadline) SetReadDeadline(time.Time) error { return nil }

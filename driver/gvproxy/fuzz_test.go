@@ -116,3 +116,24 @@ func FuzzParseForward(f *testing.F) {
 		}
 	})
 }
+
+// A tunnel leads to an address and a port, or nowhere.
+func FuzzTunnel(f *testing.F) {
+	f.Add("ip=192.168.127.2&port=22")
+	f.Add("ip=%3a%3affff:1.2.3.4&port=+1")
+	f.Add("ip=fe80::1%25eth0&port=65536&ip=1.2.3.4")
+	h := Services(newFake(), slog.New(slog.DiscardHandler))
+	f.Fuzz(func(t *testing.T, query string) {
+		req := httptest.NewRequestWithContext(t.Context(), "POST", "/tunnel", strings.NewReader(""))
+		req.URL.RawQuery = query
+		w := httptest.NewRecorder() // of which no connection can be had
+		if h.ServeHTTP(w, req); w.Code != 500 {
+			t.Errorf("status %d", w.Code)
+		}
+		values := req.URL.Query()
+		to, err := addrPort(values.Get("ip"), values.Get("port"))
+		if err == nil && (!to.IsValid() || to.Addr() != plain(to.Addr())) {
+			t.Errorf("%q leads to %s", query, to)
+		}
+	})
+}
