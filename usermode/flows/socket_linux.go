@@ -44,15 +44,30 @@ func connect(dst netip.AddrPort) (fd int, err error) {
 		return -1, err
 	}
 	roomy(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, flowBuffer)
-	return fd, os.NewSyscallError("connect", unix.Connect(fd, sa))
+	return fd, os.NewSyscallError("connect", connectTo(fd, sa))
+}
+
+// connectTo connects a socket and forgets what has come until then: the kernel gives it a port first, and connects it in a second step. In
+// between it receives from anybody, an answer for a guest whose flow had the port before, for one.
+func connectTo(fd int, to unix.Sockaddr) error {
+	if err := unix.Connect(fd, to); err != nil {
+		return err
+	}
+	var b [1]byte
+	for range 1000 { // of the peer's own there may be more at any time
+		if _, err := unix.Read(fd, b[:]); err == unix.EAGAIN {
+			break
+		}
+	}
+	return nil
 }
 
 // watch has the flow's datagrams received from now on.
 func (f *udpFlow) watch() bool { return f.watched.watch(f) == nil }
 
-// isExhausted tells whether err is that the process or the host has no more sockets.
+// isExhausted tells whether err is that the process or the host has no more sockets, or ports for them (EAGAIN).
 func isExhausted(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
 // isUnreachable tells whether err is that no way leads to a destination.

@@ -57,6 +57,7 @@ type udpTable struct {
 	mu      sync.Mutex
 	open    bool
 	list    []*udpFlow // all flows, in no order
+	resting []resting  // those that made room, the first one first
 	clients map[netip.Addr]*udpClient
 
 	evicted, refused, dropped atomic.Uint64
@@ -107,6 +108,9 @@ func (t *udpTable) accept(open bool) {
 	for !open && len(t.list) > 0 {
 		ended = append(ended, t.removeLocked(t.list[0]))
 	}
+	if !open {
+		ended = append(ended, t.wakeLocked(len(t.resting))...)
+	}
 	t.mu.Unlock()
 	closeAll(ended)
 }
@@ -155,7 +159,7 @@ func (t *udpTable) admit(key flowKey, d *datagram) *udpFlow {
 	f := &udpFlow{table: t, key: key, host: netip.AddrPortFrom(host, key.dst.Port())}
 	f.last.Store(int64(t.now()))
 	err := f.dial()
-	if isExhausted(err) && t.makeRoom() {
+	for try := 0; isExhausted(err) && try < 4 && t.makeRoom(); try++ { // somebody may be receiving by the socket that is closed
 		err = f.dial()
 	}
 	if err != nil {
@@ -198,16 +202,18 @@ func (t *udpTable) add(f *udpFlow) *udpFlow {
 		t.clients[addr] = f.client
 	}
 	f.inClient, f.client.flows = len(f.client.flows), append(f.client.flows, f)
-	var gone *udpFlow
+	var evicted *udpFlow
 	if len(f.client.flows) > t.each {
-		gone = t.evictLocked(f.client, f)
+		evicted = t.evictLocked(f.client, f)
 	} else if len(t.list) > t.total {
-		gone = t.evictLocked(t.greediestLocked(), f)
+		evicted = t.evictLocked(t.greediestLocked(f), f)
+	}
+	var over []*udpFlow
+	if evicted != nil {
+		over = t.restLocked(evicted)
 	}
 	t.mu.Unlock()
-	if gone != nil {
-		gone.close()
-	}
+	closeAll(over)
 	if !f.watch() {
 		t.end(f)
 		return nil
@@ -215,34 +221,38 @@ func (t *udpTable) add(f *udpFlow) *udpFlow {
 	return f
 }
 
-// makeRoom ends a flow of the guest that has most, when the host has no more sockets for us.
+// makeRoom closes a socket when the host has no more for us: of a flow that rests, or else of the guest that has most.
 func (t *udpTable) makeRoom() bool {
 	t.mu.Lock()
-	var gone *udpFlow
-	if len(t.list) > 0 {
-		gone = t.evictLocked(t.greediestLocked(), nil)
+	var over []*udpFlow
+	if len(t.resting) > 0 {
+		over = t.wakeLocked(1)
+	} else if len(t.list) > 0 {
+		over = append(over, t.evictLocked(t.greediestLocked(nil), nil))
 	}
 	t.mu.Unlock()
-	if gone != nil {
-		gone.close()
-	}
-	return gone != nil
+	closeAll(over)
+	return len(over) > 0
 }
 
-// greediestLocked is the guest with the most flows, or nearly: of some flows, the owner that has the most.
-func (t *udpTable) greediestLocked() *udpClient {
+// greediestLocked is the guest with the most flows, or nearly: of some flows, which the newest is none of, the owner that has the most.
+func (t *udpTable) greediestLocked(newest *udpFlow) *udpClient {
 	var most *udpClient
 	for range evictionSample {
-		if c := t.list[rand.IntN(len(t.list))].client; most == nil || len(c.flows) > len(most.flows) {
-			most = c
+		f := t.list[rand.IntN(len(t.list))]
+		if f != newest && (most == nil || len(f.client.flows) > len(most.flows)) {
+			most = f.client
 		}
 	}
 	return most
 }
 
 // evictLocked removes a flow of c that has been idle for long: of some, the one that was for longest. It is not the new
-// one. The caller closes it.
+// one. The caller closes it, or has it rest.
 func (t *udpTable) evictLocked(c *udpClient, newest *udpFlow) *udpFlow {
+	if c == nil {
+		return nil
+	}
 	var oldest *udpFlow
 	for i := range min(evictionSample, len(c.flows)) {
 		if len(c.flows) > evictionSample {
@@ -303,6 +313,7 @@ func (t *udpTable) expire() {
 			ended = append(ended, t.removeLocked(f))
 		}
 	}
+	ended = append(ended, t.restedLocked(now)...)
 	t.mu.Unlock()
 	closeAll(ended)
 }

@@ -185,7 +185,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 }
 
 // Many goroutines, few flows that make room for each other all the time: nobody gets another's datagrams, and nothing is
-// left in the end. Each has a server of its own, since a port of the host may be used again at once.
+// left in the end. Each has a server of its own, since a port of the host may be used again at once when so many make room.
 func TestChurn(t *testing.T) {
 	const guests, ports = 3, 20
 	clients, servers := make([]netip.AddrPort, guests*ports), make([]netip.AddrPort, guests*ports)
