@@ -55,13 +55,14 @@ func negotiate(ctx context.Context, conn net.Conn, path string, takes l2.Offload
 	return opts, err
 }
 
-// window is how many bytes may be under way: a few of the longest frames, so that neither end waits for the other one's turn.
-const window = 1 << 20
+// window is how many bytes may be under way: some of the longest frames, so that neither end waits for the other one's turn.
+const window = 1 << 19
 
-// widen makes room for a window of bytes in a connection, where it can be had.
+// widen makes room for a window of bytes in a unix socket, as far as it may: the sender's is the only buffer there. AF_VSOCK is package
+// vsock's.
 func widen(conn net.Conn) {
 	c, ok := conn.(syscall.Conn)
-	if !ok {
+	if !ok || conn.LocalAddr().Network() != "unix" {
 		return
 	}
 	raw, err := c.SyscallConn()
@@ -69,15 +70,8 @@ func widen(conn net.Conn) {
 		return
 	}
 	raw.Control(func(fd uintptr) {
-		family, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
-		switch family {
-		case unix.AF_UNIX: // the sender's is the only buffer
-			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, window) != nil {
-				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, window)
-			}
-		case unix.AF_VSOCK: // the receiver's is what it lets the sender have under way; vsock(7)
-			unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, window)
-			unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_SIZE, window)
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, window) != nil {
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, window)
 		}
 	})
 }

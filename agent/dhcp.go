@@ -202,9 +202,10 @@ func times(ack *dhcpv4.DHCPv4) (renew, rebind, expires time.Duration) {
 		return 0, 0, 0
 	}
 	expires = max(expires, minLifetime)
-	rebind = ack.IPAddressRebindingTime(expires * 7 / 8)
+	usual := expires - expires/8 // seven times as long may be more than a Duration holds
+	rebind = ack.IPAddressRebindingTime(usual)
 	if rebind <= 0 || rebind > expires {
-		rebind = expires * 7 / 8
+		rebind = usual
 	}
 	renew = ack.IPAddressRenewalTime(expires / 2)
 	if renew <= 0 || renew > rebind {

@@ -121,6 +121,9 @@ func FuzzLease(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(ack.ToBytes())
+	ack.UpdateOption(dhcpv4.OptIPAddressLeaseTime(50 * 365 * 24 * time.Hour)) // seven times of which were less than nothing
+	f.Add(ack.ToBytes())
+	ack.UpdateOption(dhcpv4.OptIPAddressLeaseTime(time.Minute))
 	for _, option := range [][]byte{{26, 1, 5}, {121, 5, 33, 1, 2, 3, 4}, {58, 2, 1, 1}, {119, 2, 192, 0}, {1, 4, 255, 0, 255, 0}, {6, 3, 1, 1, 1}} {
 		b := ack.ToBytes()
 		f.Add(append(b[:len(b)-1:len(b)-1], append(option, 255)...))

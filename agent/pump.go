@@ -3,36 +3,32 @@ package agent
 import (
 	"encoding/binary"
 	"fmt"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/nonblock"
 	"github.com/usernet/usernet/usermode/l2"
 )
 
-const (
-	// sendBatch is how many frames are sent at once at most, and sendBytes how many bytes if none of them is long.
-	sendBatch = 64
-	sendBytes = 64 << 10
-	// slot is room for the longest frame and its header.
-	slot = l2.VirtioLen + l2.MaxFrame
-)
+// sendBytes is how many bytes are sent at once: no more frames are taken when there are as many.
+const sendBytes = 64 << 10
 
 // sender carries frames of the TAP to the link.
 type sender struct {
-	tap    *tap
-	link   *l2.Link
-	hdrLen int
-	buf    []byte
-	frames []l2.Frame
-	err    error
-	fill   func(fd uintptr) bool
+	tap   *tap
+	link  *l2.Link
+	batch *l2.Batch
+	hdr   [l2.VirtioLen]byte
+	iovs  [2]unix.Iovec
+	err   error
+	fill  func(fd uintptr) bool
 }
 
 func newSender(t *tap, link *l2.Link) *sender {
-	s := &sender{tap: t, link: link, buf: make([]byte, sendBytes+slot), frames: make([]l2.Frame, 0, sendBatch)}
+	s := &sender{tap: t, link: link, batch: link.NewBatch(sendBytes)}
+	s.iovs[0].Base = &s.hdr[0]
 	if t.vnet {
-		s.hdrLen = l2.VirtioLen
+		s.iovs[0].SetLen(len(s.hdr))
 	}
 	s.fill = s.read
 	return s
@@ -48,37 +44,35 @@ func (s *sender) run() error {
 		if err != nil {
 			return fmt.Errorf("%w: read: %w", errTAP, err)
 		}
-		if _, err := s.link.Send(s.frames); err != nil {
+		if err := s.link.SendBatch(s.batch); err != nil {
 			return fmt.Errorf("send frames: %w", err)
 		}
 	}
 }
 
-// read takes what the TAP has, as much of it as goes into buf. It returns false if there was nothing.
+// read takes what the TAP has, as much of it as goes into the batch. It returns false if there was nothing.
 func (s *sender) read(fd uintptr) bool {
-	s.frames, s.err = s.frames[:0], nil
-	for used := 0; used < sendBytes && len(s.frames) < sendBatch; {
-		n, _, errno := unix.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&s.buf[used])), slot)
-		switch errno {
-		case 0:
-		case unix.EINTR, unix.EINVAL: // EINVAL: a frame that the driver cannot describe, and has thrown away
+	s.err = nil
+	hdrLen := int(s.iovs[0].Len)
+	for room := s.batch.Next(); room != nil; room = s.batch.Next() {
+		s.iovs[1].Base = &room[0]
+		s.iovs[1].SetLen(len(room))
+		n, err := nonblock.Readv(int(fd), s.iovs[:])
+		switch err {
+		case nil:
+		case unix.EINVAL: // a frame that the driver cannot describe, and has thrown away
 			continue
 		case unix.EAGAIN:
-			return len(s.frames) > 0
+			return s.batch.Len() > 0
 		default:
-			s.err = errno
+			s.err = err
 			return true
 		}
-		b := s.buf[used : used+int(n)]
-		used += int(n)
-		if len(b) < s.hdrLen+headerLen {
-			continue
+		var v l2.Virtio
+		if hdrLen > 0 {
+			v = decodeVirtio(s.hdr[:])
 		}
-		f := l2.Frame{Head: b[s.hdrLen:]}
-		if s.hdrLen > 0 {
-			f.Virtio = decodeVirtio(b)
-		}
-		s.frames = append(s.frames, f)
+		s.batch.Add(max(n-hdrLen, 0), v)
 	}
 	return true
 }
@@ -123,15 +117,13 @@ func (w *writer) write(fd uintptr) bool {
 	w.err = nil
 	for len(w.frames) > 0 {
 		iovs := w.gather(&w.frames[0])
-		_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
-		switch errno {
-		case 0:
-		case unix.EINTR:
-			continue
+		_, err := nonblock.Writev(int(fd), iovs)
+		switch err {
+		case nil:
 		case unix.EAGAIN:
 			return false
 		case unix.EBADFD:
-			w.err = errno
+			w.err = err
 			return true
 		default:
 			w.lost++ // EIO: the TAP is down; EINVAL: not a frame; ENOMEM
@@ -146,23 +138,16 @@ func (w *writer) gather(f *l2.Frame) []unix.Iovec {
 	iovs := w.iovs[:0]
 	if w.tap.vnet {
 		encodeVirtio(w.hdr[:], f.Virtio)
-		iovs = appendIovec(iovs, w.hdr[:])
+		iovs = append(iovs, nonblock.Iovec(w.hdr[:]))
 	}
-	iovs = appendIovec(iovs, f.Head)
+	iovs = append(iovs, nonblock.Iovec(f.Head))
 	for _, b := range f.Tail {
-		iovs = appendIovec(iovs, b)
+		if len(b) > 0 {
+			iovs = append(iovs, nonblock.Iovec(b))
+		}
 	}
 	w.iovs = iovs
 	return iovs
-}
-
-func appendIovec(iovs []unix.Iovec, b []byte) []unix.Iovec {
-	if len(b) == 0 {
-		return iovs
-	}
-	v := unix.Iovec{Base: &b[0]}
-	v.SetLen(len(b))
-	return append(iovs, v)
 }
 
 // decodeVirtio reads the header in front of a frame. Its numbers have the machine's byte order.

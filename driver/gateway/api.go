@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/usernet/usernet/driver/gvproxy"
 	"github.com/usernet/usernet/usermode/l2"
 	"github.com/usernet/usernet/vsock"
+	"github.com/usernet/usernet/vsock/publish"
 )
 
 // PortsPath is where the API lists what machines have published: with GET, a list of Published.
@@ -71,7 +73,21 @@ func (g *Gateway) inside() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", gvproxy.Inside(guests{g}))
 	mux.Handle("/usernet/", g.published)
+	mux.HandleFunc(publish.StreamPath, func(w http.ResponseWriter, r *http.Request) { g.published.ServeHTTP(uncounted{w}, r) })
 	return mux
+}
+
+// uncounted is for a request that may take its connection over: it then counts no longer as one of the few that a guest may have to
+// the API. Streams of published ports have package publish's limits.
+type uncounted struct{ http.ResponseWriter }
+
+// Hijack implements http.Hijacker.
+func (w uncounted) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if c, ok := conn.(interface{ Uncount() }); ok { // a *vmnet.Conn
+		c.Uncount()
+	}
+	return conn, rw, err
 }
 
 func (g *Gateway) listPublished(w http.ResponseWriter, _ *http.Request) {

@@ -15,6 +15,21 @@
 // A frame that is too short or too long to be one is dropped and counted, and the next one is read. A length that nobody can
 // have meant ends the link with ErrOutOfStep: whatever follows would be taken for lengths as well.
 //
+// # Whose an address is
+//
+// A machine's address is where it was seen first, as long as that port runs: nobody gets another one's frames by sending from its
+// address. But a machine may come back by a new connection before anybody has noticed that its old one is dead, and is to be heard
+// at once. So a port may take an address from one that began before it, if that one has been silent
+// since the newer one began: a dead connection is, a machine that is there says something sooner or later. Where it has
+// spoken since, it must have been silent for a second: what a dead connection had in its buffers may be read late.
+//
+// The earlier holder, while its port runs, gets a copy of what is sent to the address: a machine that is there will answer. As soon as it
+// sends from the address it has that back, whoever took it must wait until it is silent for longer each time (a second at first,
+// a minute at most), and beginning anew does not help. So a thief gets what is sent to a machine that says nothing at all, until the
+// machine answers; and what it costs to move an address to and fro is one change of a table, at a rate that falls.
+//
+// An address that a port was given (PortConfig.MACs) is never taken.
+//
 // # How two ends agree on Usernet
 //
 // gvforwarder writes "POST /connect HTTP/1.1" and then frames, HyperKit's way; gvproxy answers nothing, sends frames too. There is

@@ -174,7 +174,7 @@ type streamReader struct {
 
 func newStreamReader(r io.Reader, opts Options) *streamReader {
 	s := &streamReader{
-		r: r, splitter: splitter{framing: opts.Framing},
+		r: directly(r), splitter: splitter{framing: opts.Framing},
 		buf: make([]byte, max(readSize, len(opts.Early))), frames: make([]Frame, 0, maxBatch),
 	}
 	s.end = copy(s.buf, opts.Early)
@@ -211,26 +211,30 @@ type streamWriter struct {
 	w   io.Writer
 	raw syscall.RawConn // nil: try does nothing
 
-	// The arguments and results of tryOnce, which raw calls: a closure would be an allocation for each call.
+	// The arguments and results of the functions below, which raw calls: closures would be an allocation for each call.
 	b       []byte
+	parts   vector
 	n       int
 	err     error
 	tryOnce func(fd uintptr) bool
+	toEnd   func(fd uintptr) bool
 }
 
 func newStreamWriter(w io.Writer) *streamWriter {
 	s := &streamWriter{w: w, raw: nonblocking(w)}
 	s.tryOnce = func(fd uintptr) bool {
-		s.n, s.err = writeNow(fd, s.b)
+		if len(s.parts) > 0 {
+			s.n, s.err = writeVectorNow(fd, s.parts)
+		} else {
+			s.n, s.err = writeNow(fd, s.b)
+		}
 		return true
 	}
+	s.toEnd = s.writeOn
 	return s
 }
 
-func (s *streamWriter) write(b []byte) error {
-	_, err := s.w.Write(b)
-	return err
-}
+func (s *streamWriter) write(b []byte) error { return s.writeAll(b) }
 
 func (s *streamWriter) try(b []byte) (int, error) {
 	if s.raw == nil {
@@ -243,4 +247,19 @@ func (s *streamWriter) try(b []byte) (int, error) {
 		return 0, err
 	}
 	return s.n, s.err
+}
+
+// tryParts is try for a frame that is in pieces: its prefix, and the frame's.
+func (s *streamWriter) tryParts(prefix []byte, f *Frame) (int, error) {
+	if s.raw == nil {
+		return 0, nil
+	}
+	s.parts = s.parts[:0].with(prefix).with(f.Head)
+	for _, t := range f.Tail {
+		s.parts = s.parts.with(t)
+	}
+	n, err := s.try(nil)
+	clear(s.parts)
+	s.parts = s.parts[:0]
+	return n, err
 }

@@ -3,18 +3,16 @@
 package l2
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// nonblocking returns w's descriptor if a write to it never blocks the thread, and else nil.
-func nonblocking(w io.Writer) syscall.RawConn {
-	c, ok := w.(syscall.Conn)
+// nonblocking returns the descriptor of a connection or file, if to read or write it never blocks the thread, and else nil.
+func nonblocking(f any) syscall.RawConn {
+	c, ok := f.(syscall.Conn)
 	if !ok {
 		return nil
 	}
@@ -30,22 +28,6 @@ func nonblocking(w io.Writer) syscall.RawConn {
 		return nil
 	}
 	return raw
-}
-
-// writeNow writes as much of b as there is room for.
-func writeNow(fd uintptr, b []byte) (int, error) {
-	for {
-		n, err := unix.Write(int(fd), b)
-		switch {
-		case err == nil:
-			return n, nil
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS):
-			return 0, nil
-		default:
-			return 0, err
-		}
-	}
 }
 
 // Stdio makes a link of standard input and output, or of the descriptors given in their place. It takes copies of them, makes

@@ -35,11 +35,13 @@ type Port struct {
 	slot  int
 	flood bucket
 
-	addresses addresses // the table's
+	addresses addresses     // the table's
+	began     time.Duration // of Switch.now, since Run
+	heard     atomic.Int64  // likewise, when frames came last
 
 	// Of the goroutine that reads: the address that was last sent from, as of a state of the table.
 	src      MAC
-	srcTaken uint64
+	srcMoves uint64
 	seen     bool
 
 	rxFrames, rxBytes, invalid, spoofed, unflooded atomic.Uint64
@@ -75,6 +77,7 @@ func (p *Port) Run(ctx context.Context) (err error) {
 			err = fmt.Errorf("close port %d: %w", p.ID, cerr)
 		}
 	}()
+	p.began = p.sw.now()
 	if err := p.sw.add(p); err != nil {
 		return err
 	}
@@ -119,6 +122,7 @@ func (p *Port) read() error {
 		}
 		p.rxFrames.Add(uint64(len(frames)))
 		p.rxBytes.Add(bytes)
+		p.heard.Store(int64(p.sw.now()))
 		p.sw.record(frames)
 		p.sw.carry(p, frames)
 	}
@@ -126,8 +130,8 @@ func (p *Port) read() error {
 
 // mayUse tells whether the port's machine may send from mac.
 func (p *Port) mayUse(mac MAC) bool {
-	taken := p.sw.table.taken.Load()
-	if mac == p.src && taken == p.srcTaken && mac != (MAC{}) {
+	moves := p.sw.table.moves.Load()
+	if mac == p.src && moves == p.srcMoves && mac != (MAC{}) {
 		return true
 	}
 	if mac == (MAC{}) || mac.group() || mac == p.sw.cfg.GatewayMAC {
@@ -136,7 +140,7 @@ func (p *Port) mayUse(mac MAC) bool {
 	if p.cfg.Strict && !slices.Contains(p.cfg.MACs, mac) || !p.sw.table.learn(p, mac) {
 		return false
 	}
-	p.src, p.srcTaken = mac, taken
+	p.src, p.srcMoves = mac, moves
 	if !p.seen {
 		p.seen = true
 		if p.cfg.Seen != nil {
@@ -168,10 +172,6 @@ func (p *Port) Stats() Stats {
 		Full: p.full.Load(), Unfit: p.unfit.Load(),
 	}
 }
-
-// AwaitRoom waits until there is room again for frames that Switch.Send had none for, or done is closed: for senders that have a
-// goroutine for each machine, and may wait for one that does not read at all. It returns false when the port has ended.
-func (p *Port) AwaitRoom(done <-chan struct{}) bool { return p.queue.awaitRoom(done) }
 
 // What one port may have sent to everybody: enough for who looks for all neighbours in a /22, too little to make work for others.
 const (

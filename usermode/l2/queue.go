@@ -59,8 +59,10 @@ func (q *queue) send(source int, frames []Frame, wait bool) (s sent) {
 			s.full++
 			continue
 		}
-		q.pending = appendFrame(q.pending, q.link.framing, q.link.takes, f)
-		q.share[source] += need
+		if !q.directLocked(source, f) {
+			q.pending = appendFrame(q.pending, q.link.framing, q.link.takes, f)
+			q.share[source] += need
+		}
 		s.frames++
 		s.bytes += uint64(f.Len())
 	}
@@ -122,17 +124,25 @@ func (q *queue) flushLocked() {
 	if q.busy || len(q.pending) == 0 {
 		return
 	}
-	n, err := q.link.out.try(q.pending)
-	q.credit = min(q.credit+time.Duration(n)*creditPerByte, maxCredit)
-	if n == len(q.pending) && err == nil {
-		q.pending = q.pending[:0]
+	q.wroteLocked(q.link.out.try(q.pending))
+}
+
+// wroteLocked takes note that n bytes of what is pending have been written, and leaves the rest, or the error, to the writer.
+func (q *queue) wroteLocked(n int, err error) {
+	q.earnLocked(n)
+	q.pending = q.pending[:copy(q.pending, q.pending[n:])]
+	if len(q.pending) == 0 && err == nil {
 		clear(q.share)
 		return
 	}
-	q.pending = q.pending[:copy(q.pending, q.pending[n:])]
 	q.err = err
 	q.busy = true
 	q.wakeWriter()
+}
+
+// earnLocked is for n bytes that the receiver has room for.
+func (q *queue) earnLocked(n int) {
+	q.credit = min(q.credit+time.Duration(n)*creditPerByte, maxCredit)
 }
 
 // run is the writer. It ends with the error that the link ended with, errEnded from end.
@@ -165,7 +175,7 @@ func (q *queue) next(spare []byte) ([]byte, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	q.credit = min(q.credit+time.Duration(len(spare))*creditPerByte, maxCredit)
+	q.earnLocked(len(spare))
 	q.makeRoomLocked()
 	if len(q.pending) == 0 {
 		q.busy = false
@@ -198,23 +208,29 @@ func (q *queue) wakeWriter() {
 	}
 }
 
-// awaitRoom waits until the writer has taken what is pending, or done is closed. It returns false when the queue has ended.
-func (q *queue) awaitRoom(done <-chan struct{}) bool {
+// awaited returns a channel that is closed when the writer has taken what is pending, or the queue has ended.
+func (q *queue) awaited() <-chan struct{} {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.err != nil || !q.busy {
-		defer q.mu.Unlock()
-		return q.err == nil
+		return atOnce
 	}
 	if q.room == nil {
 		q.room = make(chan struct{})
 	}
-	room := q.room
-	q.mu.Unlock()
-	select {
-	case <-room:
-	case <-done:
-	}
+	return q.room
+}
+
+// atOnce is closed.
+var atOnce = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// wakeWaiting lets those go on who wait for room: what they wait with is no longer for this queue.
+func (q *queue) wakeWaiting() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.err == nil
+	q.makeRoomLocked()
 }

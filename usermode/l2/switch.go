@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Gateway is the switch's own port: what the machines are connected to it for.
@@ -43,6 +44,7 @@ type Switch struct {
 	capture atomic.Pointer[Capture]
 	gateway *Port // stands for the gateway as a sender; it has no link
 	ids     atomic.Int64
+	started time.Time
 
 	ports atomic.Pointer[[]*Port] // running; never changed, but replaced
 
@@ -64,9 +66,9 @@ func NewSwitch(cfg Config) *Switch {
 	s := &Switch{
 		cfg:   cfg,
 		guard: newGuard(cfg.GatewayAddrs),
-		table: table{limit: cfg.MACsPerPort, entries: make(map[MAC]entry)},
-		slots: make([]bool, 1+cfg.MaxPorts),
+		slots: make([]bool, 1+cfg.MaxPorts), started: time.Now(),
 	}
+	s.table = table{limit: cfg.MACsPerPort, quiet: quietAfter, now: s.now, entries: make(map[MAC]*entry)}
 	s.slots[0] = true
 	s.gateway = &Port{sw: s}
 	s.ports.Store(new([]*Port))
@@ -80,7 +82,10 @@ func (s *Switch) Ports() []*Port { return slices.Clone(*s.ports.Load()) }
 func (s *Switch) Table() map[MAC]int { return s.table.dump() }
 
 // PortOf returns the port behind which mac has been seen, nil if there is none.
-func (s *Switch) PortOf(mac MAC) *Port { return s.table.lookup(mac) }
+func (s *Switch) PortOf(mac MAC) *Port { return s.table.portOf(mac) }
+
+// now is a clock that begins with the switch.
+func (s *Switch) now() time.Duration { return time.Since(s.started) }
 
 // Capture lets c have a copy of every frame from now on; nil ends that.
 func (s *Switch) Capture(c *Capture) { s.capture.Store(c) }
@@ -92,6 +97,23 @@ func (s *Switch) Send(frames []Frame) (full int) {
 	return s.carry(s.gateway, frames)
 }
 
+// AwaitRoom waits until there may be room again for frames to mac that Send had none for, or done is closed: for senders that have a
+// goroutine for each machine, and may wait for one that does not read at all. It returns false when no port has mac any more.
+func (s *Switch) AwaitRoom(mac MAC, done <-chan struct{}) bool {
+	p := s.table.portOf(mac)
+	if p == nil {
+		return false
+	}
+	room := p.queue.awaited()
+	if s.table.portOf(mac) == p { // or nobody would tell that it has moved
+		select {
+		case <-room:
+		case <-done:
+		}
+	}
+	return s.table.portOf(mac) != nil
+}
+
 func (s *Switch) record(frames []Frame) {
 	if c := s.capture.Load(); c != nil {
 		c.record(frames)
@@ -100,8 +122,8 @@ func (s *Switch) record(frames []Frame) {
 
 // dest is where a frame goes.
 type dest struct {
-	kind destKind
-	port *Port // toPort
+	kind  destKind
+	entry *entry // toPort
 }
 
 type destKind uint8
@@ -158,8 +180,8 @@ func (s *Switch) destination(from *Port, f *Frame, last *lookup) dest {
 	}
 	if dst != last.dst {
 		last.dst, last.to = dst, dest{kind: toUnknown}
-		if p := s.table.lookup(dst); p != nil {
-			last.to = dest{kind: toPort, port: p}
+		if e := s.table.lookup(dst); e != nil {
+			last.to = dest{kind: toPort, entry: e}
 		}
 	}
 	return last.to
@@ -171,10 +193,15 @@ func (s *Switch) deliver(from *Port, to dest, frames []Frame) (full int) {
 	}
 	switch to.kind {
 	case toPort:
-		if to.port == from || s.cfg.Isolated && from != s.gateway {
+		if to.entry.port == from || s.cfg.Isolated && from != s.gateway {
 			return 0
 		}
-		return to.port.send(from, frames, from != s.gateway || s.cfg.GatewayWaits)
+		for _, p := range to.entry.older {
+			if p != from {
+				p.send(from, frames, false)
+			}
+		}
+		return to.entry.port.send(from, frames, from != s.gateway || s.cfg.GatewayWaits)
 	case toGateway:
 		s.toGateway(from, frames)
 	case toAll, toUnknown:

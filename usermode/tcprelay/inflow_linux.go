@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // newInflow returns what comes from c. Types that embed a socket may read in a way of their own, so they are not taken for one.
@@ -60,7 +62,7 @@ func (in *socketInflow) fill(fd uintptr) bool {
 		in.more = false
 	}
 	in.block = smallBlocks.Get().(*[relayHead]byte)
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(in.fd, in.block[:]) })
+	n, err := nonblock.Read(in.fd, in.block[:])
 	if n <= 0 {
 		in.drop()
 	}
@@ -100,7 +102,7 @@ func (in *socketInflow) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	want := min(len(p)-n, in.queued)
-	got, err := ignoringEINTR(func() (int, error) { return unix.Read(in.fd, p[n:n+want]) })
+	got, err := nonblock.Read(in.fd, p[n:n+want])
 	if err != nil {
 		return n, err
 	}
@@ -109,13 +111,4 @@ func (in *socketInflow) Read(p []byte) (int, error) {
 	}
 	in.queued -= got
 	return n + got, nil
-}
-
-func ignoringEINTR(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
 }

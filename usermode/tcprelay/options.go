@@ -50,7 +50,7 @@ func SetOptions(st *stack.Stack) error {
 // setBuffers sets the limits of buffers, with the receiving ones halved as many times as level says. Those for
 // sending leave nothing to tune for netstack: see relay.resize.
 func setBuffers(st *stack.Stack, level int) error {
-	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: bufferAt(level), Max: receiveMax >> level}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: halved(Buffer, level), Max: receiveMax >> level}
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: Buffer, Max: Buffer}
 	for _, o := range []tcpip.SettableTransportProtocolOption{&receive, &send} {
 		if err := st.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
@@ -60,5 +60,5 @@ func setBuffers(st *stack.Stack, level int) error {
 	return nil
 }
 
-// bufferAt is how large a new connection's buffers are.
-func bufferAt(level int) int { return max(Buffer>>level, bufferMin) }
+// halved is how large a new connection's buffer is that would be of size if there were few connections.
+func halved(size, level int) int { return max(size>>level, bufferMin) }

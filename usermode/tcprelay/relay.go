@@ -189,16 +189,12 @@ type batch struct {
 	rest     net.Buffers
 	size     int
 	done     tcpip.LimitedWriter // takes them away
+	vector   vector
 }
 
-// writeTo writes the segments: to a socket as they are, to anything else in large pieces.
-func (b *batch) writeTo(host net.Conn) error {
+// writeChunks writes the segments in large pieces.
+func (b *batch) writeChunks(host net.Conn) error {
 	b.rest = b.segments
-	switch host.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		_, err := b.rest.WriteTo(host)
-		return err
-	}
 	chunk := chunks.Get().(*[relayChunk]byte)
 	defer chunks.Put(chunk)
 	for left := b.size; left > 0; {
@@ -231,7 +227,8 @@ const maxIovecs = 1024
 
 func (b *batch) free() {
 	clear(b.segments)
-	*b = batch{segments: b.segments[:0]}
+	b.segments, b.rest, b.size, b.done = b.segments[:0], nil, 0, tcpip.LimitedWriter{}
+	b.vector.reset()
 	batches.Put(b)
 }
 

@@ -3,6 +3,7 @@
 package tcprelay
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math/bits"
@@ -74,9 +75,9 @@ type Config struct {
 	Holder func(client netip.Addr) netip.Addr
 	Limits Limits
 	// SendBuffer is how large a connection's send buffer is to begin with, which becomes a queue where the client's link is slower
-	// than the host; 0: Buffer.
-	SendBuffer int
-	Log        *slog.Logger
+	// than the host; ReceiveBuffer, of which half is offered as window, how large the other one is. 0: Buffer.
+	SendBuffer, ReceiveBuffer int
+	Log                       *slog.Logger
 }
 
 // Relays carries TCP connections on: for every SYN a connection of the host is dialled, and only when that
@@ -103,9 +104,8 @@ type Relays struct {
 // New makes the relays of a stack for which SetOptions was called, and whose handler of TCP is to be HandlePacket.
 func New(st *stack.Stack, cfg Config) *Relays {
 	cfg.Limits = cfg.Limits.orUsual()
-	if cfg.SendBuffer == 0 {
-		cfg.SendBuffer = Buffer
-	}
+	cfg.SendBuffer = cmp.Or(cfg.SendBuffer, Buffer)
+	cfg.ReceiveBuffer = cmp.Or(cfg.ReceiveBuffer, Buffer)
 	if cfg.Holder == nil {
 		cfg.Holder = func(client netip.Addr) netip.Addr { return client }
 	}
@@ -228,12 +228,15 @@ func (t *Relays) connect(r *tcp.ForwarderRequest) (tcpip.Endpoint, *waiter.Queue
 		return nil, nil, nil
 	}
 	dst := netip.AddrPortFrom(addr, id.LocalPort)
-	host, err := t.dialer.DialTCP(t.ctx, "tcp", netip.AddrPort{}, dst)
+	// Not DialTCP: it binds to no address and port 0, and a port that was chosen before the destination is known is one that no other
+	// connection of the host's can have.
+	conn, err := t.dialer.DialContext(t.ctx, "tcp", dst.String())
 	if err != nil {
 		t.cfg.Log.Debug("dial for a client", "client", addrOf(id.RemoteAddress), "err", err)
 		r.Complete(true)
 		return nil, nil, nil
 	}
+	host := conn.(*net.TCPConn)
 	queue := new(waiter.Queue)
 	giveUp := time.AfterFunc(t.cfg.Limits.Handshake, func() { t.abortHandshake(id) })
 	ep, terr := r.CreateEndpoint(queue)
@@ -269,9 +272,9 @@ func (t *Relays) tune(ep tcpip.Endpoint) {
 	ep.SocketOptions().SetKeepAlive(true)
 
 	// What it was made with is the forwarder's and the protocol's default.
-	size := int64(bufferAt(int(t.level.Load())))
-	ep.SocketOptions().SetReceiveBufferSize(size, false)
-	ep.SocketOptions().SetSendBufferSize(min(size, int64(t.cfg.SendBuffer)), true) // true: netstack does not tune it
+	level := int(t.level.Load())
+	ep.SocketOptions().SetReceiveBufferSize(int64(halved(t.cfg.ReceiveBuffer, level)), false)
+	ep.SocketOptions().SetSendBufferSize(int64(min(halved(Buffer, level), t.cfg.SendBuffer)), true) // true: netstack does not tune it
 }
 
 // manyConns is the number of connections that may have the full buffers. With twice as many each gets half, and

@@ -8,10 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/usernet/usernet/usermode/l2"
 )
@@ -78,8 +81,44 @@ func TestDialTCP(t *testing.T) {
 	}
 }
 
+// TestAsksAsGateway: who a client is, does not become a neighbour of the machine's, which would look for it on the link from then on.
+func TestAsksAsGateway(t *testing.T) {
+	b := newBed(t, testConfig(t))
+	m := b.machine(2, l2.Usernet)
+	to := netip.AddrPortFrom(m.addr6(), 81)
+	for _, client := range []string{"[2001:db8::7]:4000", "[2001:db8::8]:4000"} {
+		if _, err := b.DialTCP(t.Context(), netip.MustParseAddrPort(client), to); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("nobody listens: %v", err)
+		}
+	}
+	var neighbours []netlink.Neigh
+	err := m.ns.Do(func() (err error) {
+		neighbours, err = netlink.NeighList(0, netlink.FAMILY_V6)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range neighbours {
+		if strings.HasPrefix(n.IP.String(), "2001:db8:") {
+			t.Errorf("%s is a neighbour", n.IP)
+		}
+	}
+	if len(neighbours) == 0 {
+		t.Error("the machine knows nobody")
+	}
+}
+
 // pair is a pair of connected sockets of the host.
 func pair(t *testing.T, network, address string) (near, far net.Conn) {
+	t.Helper()
+	near, far = uncleanedPair(t, network, address)
+	t.Cleanup(func() { far.Close() })
+	return near, far
+}
+
+// uncleanedPair leaves it to the caller to close far.
+func uncleanedPair(t *testing.T, network, address string) (near, far net.Conn) {
 	t.Helper()
 	l, err := net.Listen(network, address)
 	if err != nil {
@@ -89,7 +128,6 @@ func pair(t *testing.T, network, address string) (near, far net.Conn) {
 	if far, err = net.Dial(network, l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { far.Close() })
 	far.SetDeadline(time.Now().Add(time.Minute))
 	if near, err = l.Accept(); err != nil {
 		t.Fatal(err)

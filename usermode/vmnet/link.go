@@ -20,6 +20,7 @@ type link struct {
 	sw         *l2.Switch
 	mac        l2.MAC
 	gateway    [4]byte // its address
+	gateway6   tcpip.Address
 	mtu        atomic.Uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 	lost       atomic.Uint64 // packets for which there was no room
@@ -40,6 +41,9 @@ var (
 
 func newLink(sw *l2.Switch, cfg Config) *link {
 	l := &link{sw: sw, mac: cfg.MAC, gateway: cfg.Gateway.As4(), done: make(chan struct{})}
+	if cfg.Gateway6.IsValid() {
+		l.gateway6 = tcpip.AddrFrom16(cfg.Gateway6.As16())
+	}
 	l.mtu.Store(uint32(cfg.MTU))
 	l.outboxes.Store(&map[l2.MAC]*outbox{})
 	return l
@@ -72,8 +76,11 @@ func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
 		l.lost.Add(1)
 		return nil
 	}
-	if pkt.NetworkProtocolNumber == header.ARPProtocolNumber {
+	switch pkt.NetworkProtocolNumber {
+	case header.ARPProtocolNumber:
 		l.askAsGateway(pkt)
+	case header.IPv6ProtocolNumber:
+		l.askAsGateway6(pkt)
 	}
 	if box := (*l.outboxes.Load())[mac]; box != nil && box.put(pkt) {
 		return nil
@@ -98,6 +105,27 @@ func (l *link) askAsGateway(pkt *stack.PacketBuffer) {
 		copy(h.ProtocolAddressSender(), l.gateway[:])
 	}
 }
+
+// askAsGateway6 is askAsGateway for a neighbour solicitation, whose source must be on the link (RFC 4861, 7.2.2).
+func (l *link) askAsGateway6(pkt *stack.PacketBuffer) {
+	ip := header.IPv6(pkt.NetworkHeader().Slice())
+	if len(ip) != header.IPv6MinimumSize || ip.NextHeader() != uint8(header.ICMPv6ProtocolNumber) || pkt.Data().Size() > maxSolicitation {
+		return
+	}
+	body, ok := pkt.Data().PullUp(pkt.Data().Size())
+	icmp := header.ICMPv6(body)
+	if !ok || len(icmp) < header.ICMPv6NeighborSolicitMinimumSize || icmp.Type() != header.ICMPv6NeighborSolicit {
+		return
+	}
+	if src := ip.SourceAddress(); src == l.gateway6 || src == header.IPv6Any || header.IsV6LinkLocalUnicastAddress(src) {
+		return
+	}
+	ip.SetSourceAddress(l.gateway6)
+	icmp.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{Header: icmp, Src: l.gateway6, Dst: ip.DestinationAddress()}))
+}
+
+// maxSolicitation is longer than any neighbour solicitation of netstack's.
+const maxSolicitation = 64
 
 // WritePackets is WritePacket for each of pkts.
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {

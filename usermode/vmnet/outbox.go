@@ -16,6 +16,9 @@ const (
 	outboxSize = 16 << 20
 	// sendBuffer is how much of that is one connection's.
 	sendBuffer = 1 << 20
+	// receiveBuffer is what waits for the host of what a machine has sent on one connection. Half of it is the window: with less, the four
+	// processes that a byte passes through wait for each other's turn too often.
+	receiveBuffer = 4 << 20
 )
 
 // outbox has the packets for a machine that does not read as fast as they come. A goroutine waits for room, and sends them in order.
@@ -113,11 +116,11 @@ func (l *link) next(box *outbox, spare []*stack.PacketBuffer) []*stack.PacketBuf
 	return nil
 }
 
-// press sends a packet as soon as its port has room. It returns false when the port, or the network, has ended.
+// press sends a packet as soon as its port has room, on whichever that is by then. It returns false when no port has the machine any
+// more, or the network has ended.
 func (l *link) press(s *sender, mac l2.MAC, pkt *stack.PacketBuffer) bool {
 	for {
-		port := l.sw.PortOf(mac)
-		if port == nil || !port.AwaitRoom(l.done) {
+		if !l.sw.AwaitRoom(mac, l.done) {
 			return false
 		}
 		select {

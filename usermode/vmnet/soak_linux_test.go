@@ -1,6 +1,7 @@
 package vmnet
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"math/rand/v2"
@@ -54,8 +55,12 @@ func TestSoak(t *testing.T) {
 	m := b.machine(2, l2.Usernet)
 	to := (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), echo)
 	service := m.listen(t, netip.AddrPortFrom(m.addr, 0), echo)
-	round := func() {
-		c := m.mustDial("tcp", to)
+	wanderer := b.wanderer(t)
+	round := func() { // registers nothing for the end of the test, which would look like a leak
+		c, err := m.dial("tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
 		exchange(t, c, "out")
 		c.Close()
 		in, err := b.DialTCP(t.Context(), netip.MustParseAddrPort("192.0.2.7:0"), service)
@@ -64,7 +69,7 @@ func TestSoak(t *testing.T) {
 		}
 		exchange(t, in, "in")
 		in.Close()
-		near, far := pair(t, "tcp", "127.0.0.1:0")
+		near, far := uncleanedPair(t, "tcp", "127.0.0.1:0")
 		joined := make(chan error, 1)
 		go func() { joined <- b.JoinTCP(t.Context(), near, netip.AddrPort{}, service) }()
 		exchange(t, far, "joined")
@@ -73,6 +78,8 @@ func TestSoak(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.rubbish(t)
+		b.babble(t)
+		wanderer.reconnect()
 	}
 	for range 20 {
 		round()
@@ -91,6 +98,17 @@ func TestSoak(t *testing.T) {
 	rounds := 0
 	for end := time.Now().Add(length); time.Now().Before(end); rounds++ {
 		round()
+		if rounds%100 == 0 { // the same with a kernel, whose old connection is noticed late
+			mac, out := m.mac(), m.out
+			m.die()
+			m.plug(b, []l2.Framing{l2.HyperKit, l2.Usernet}[rounds/100%2])
+			m.setMAC(mac)
+			m.setAddr()
+			c := m.mustDial("tcp", to)
+			exchange(t, c, "back")
+			c.Close()
+			out()
+		}
 	}
 	after := settled()
 	t.Logf("%d rounds: %+v, then %+v", rounds, before, after)
@@ -123,6 +141,82 @@ func (b *bed) rubbish(t *testing.T) {
 	wg.Wait()
 	conn.Close()
 	end()
+}
+
+// babble has a machine come whose stream is noise.
+func (b *bed) babble(t *testing.T) {
+	t.Helper()
+	conn, p, end := b.port([]l2.Framing{l2.HyperKit, l2.QEMU, l2.Usernet}[rand.IntN(3)], 1500)
+	noise := make([]byte, 4096)
+	for i := range noise {
+		noise[i] = byte(rand.Uint32())
+	}
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := conn.Write(noise); err != nil && p.Stats() == (l2.Stats{}) && slices.Contains(b.sw.Ports(), p) {
+		t.Fatal(err)
+	}
+	conn.Close()
+	end()
+}
+
+// wanderer is a machine that connects anew each time before its old connection is noticed to be dead.
+type wanderer struct {
+	b     *bed
+	t     *testing.T
+	frame l2.Frame // a question to an echo server in the network
+	leave func()   // ends the old connection
+}
+
+func (b *bed) wanderer(t *testing.T) *wanderer {
+	t.Helper()
+	server, err := b.ListenUDP(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for buf := make([]byte, 1500); ; {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			server.WriteTo(buf[:n], from)
+		}
+	})
+	f := udpFrame(netip.AddrPortFrom(netip.MustParseAddr("192.168.127.88"), 7), netip.AddrPortFrom(gateway, 7), []byte("where am I"))
+	copy(f[6:], []byte{2, 0, 0, 0, 0, 88})
+	w := &wanderer{b: b, t: t, frame: l2.Frame{Head: f}, leave: func() {}}
+	t.Cleanup(func() {
+		w.leave()
+		server.Close()
+		wg.Wait()
+	})
+	return w
+}
+
+// reconnect comes by a new port, is answered there, and leaves the old one.
+func (w *wanderer) reconnect() {
+	w.t.Helper()
+	conn, _, end := w.b.port(l2.QEMU, 1500)
+	link := l2.Stream(conn, l2.Options{Framing: l2.QEMU})
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := link.Send([]l2.Frame{w.frame}); err != nil {
+		w.t.Fatal(err)
+	}
+	for answered := false; !answered; {
+		frames, err := link.Receive()
+		if err != nil {
+			w.t.Fatalf("no answer by the new connection: %v", err)
+		}
+		for i := range frames {
+			answered = answered || bytes.Contains(frames[i].Head, []byte("where am I"))
+		}
+	}
+	w.leave()
+	w.leave = func() {
+		conn.Close()
+		end()
+	}
 }
 
 func drainUntil(ctx context.Context, c net.Conn) {

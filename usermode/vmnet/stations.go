@@ -19,9 +19,9 @@ const (
 	staleAfter = 30 * time.Second
 )
 
-// station is an IP address that a machine has sent from: it stays that of its port until that ends, or is silent for a while, or the
-// address is given to another one by DHCP. So no machine gets another one's traffic by sending from its address, and who makes up
-// addresses has no more room than others.
+// station is an IP address that a machine has sent from: it stays that of its port until that ends, or is silent for a while; or until
+// the address is given to another one by DHCP, or the machine's Ethernet address moves to another port (package l2 says when). So no
+// machine gets another one's traffic by sending from its address, and who makes up addresses has no more room than others.
 type station struct {
 	guest atomic.Pointer[guest]
 	mac   atomic.Uint64
@@ -87,7 +87,7 @@ func (s *stations) claim(g *guest, a netip.Addr, mac l2.MAC) *station {
 	if st == nil {
 		st = &station{}
 		sh.m[a] = st
-	} else if other := st.guest.Load(); other != g && !s.given(st, other) {
+	} else if other := st.guest.Load(); other != g && st.mac.Load() != pack(mac) && !s.given(st, other) {
 		return nil
 	}
 	st.guest.Store(g)

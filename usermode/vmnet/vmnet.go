@@ -67,8 +67,9 @@ type Network struct {
 	guests    sync.Map // *l2.Port → *guest
 	started   time.Time
 
-	foreign atomic.Uint64
-	spoofed atomic.Uint64
+	foreign    atomic.Uint64
+	spoofed    atomic.Uint64
+	turnedAway atomic.Uint64 // connections to the gateway's own ports
 
 	closed atomic.Bool   // nothing is delivered any more
 	done   chan struct{} // closed with it
@@ -125,7 +126,8 @@ func New(cfg Config) (*Network, error) {
 	}
 	n.flows = flows.New(flows.Config{Resolve: n.addresses.resolve, SendUDP: n.sendUDP, SendICMP: n.sendICMP, Log: cfg.Log})
 	n.relays = tcprelay.New(n.stack, tcprelay.Config{
-		NIC: nicID, Resolve: n.addresses.resolve, Holder: n.stations.holder, Limits: cfg.TCP, SendBuffer: sendBuffer, Log: cfg.Log,
+		NIC: nicID, Resolve: n.addresses.resolve, Holder: n.stations.holder, Limits: cfg.TCP,
+		SendBuffer: sendBuffer, ReceiveBuffer: receiveBuffer, Log: cfg.Log,
 	})
 	n.setHandlers()
 	return n, nil
@@ -208,7 +210,7 @@ func (n *Network) Stats() Stats {
 	tcp := n.relays.Stats()
 	inbound, _ := n.inbound.Counts()
 	s := Stats{
-		Conns: tcp.Conns, Pending: tcp.Pending, Refused: tcp.Refused, Ignored: tcp.Ignored, Inbound: inbound,
+		Conns: tcp.Conns, Pending: tcp.Pending, Refused: tcp.Refused + n.turnedAway.Load(), Ignored: tcp.Ignored, Inbound: inbound,
 		Foreign: n.foreign.Load(), Spoofed: n.spoofed.Load(), Lost: n.link.lost.Load(),
 		Flows: n.flows.Stats(), Ports: make(map[int]l2.Stats), Stack: n.stack.Stats(),
 	}

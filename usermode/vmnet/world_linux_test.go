@@ -191,6 +191,7 @@ type machine struct {
 	mtu  int
 	addr netip.Addr
 	out  func() // unplugs it
+	die  func() // ends its helper, in such a way that the network does not learn of it before out
 
 	helper *os.Process
 }
@@ -227,11 +228,12 @@ func (m *machine) plug(b *bed, framing l2.Framing) *l2.Port {
 	conn.Close()
 	helper, out, stop := startProcess(m.t, m.ns, f, "machine", framing)
 	m.helper = helper
-	f.Close()
+	m.t.Cleanup(func() { f.Close() })
 	if line := scanLine(m.t, out); line != "ready" {
 		m.t.Fatal(line)
 	}
-	m.out = func() { stop(); end() }
+	m.die = stop
+	m.out = func() { stop(); f.Close(); end() }
 	return p
 }
 
