@@ -17,7 +17,7 @@ type Forward struct {
 	server   *server
 	request  Request
 	served   splice.Group
-	streams  datagramStreams
+	streams  streams
 
 	mu   sync.Mutex // held over a whole Close, so that a second one waits for the first
 	undo undo.List

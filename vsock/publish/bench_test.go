@@ -1,16 +1,11 @@
 package publish
 
 import (
-	"context"
 	"io"
 	"net"
 	"path/filepath"
-	"strconv"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/usernet/usernet/vsock/proxy"
 )
 
 // What the guest's end does with a connection.
@@ -37,73 +32,25 @@ var guestEnds = map[string]func(net.Conn){
 	},
 }
 
-// bareRelay is the least that can be done: a listener, a unix socket dialled for each connection, and io.Copy both ways.
-func bareRelay(b *testing.B, end func(net.Conn)) (at string) {
+// bareRelay is a relay of the least kind to a guest's end, in processes of their own.
+func bareRelay(b *testing.B, end string) (at string) {
 	path := filepath.Join(b.TempDir(), "guest.sock")
-	u, err := net.Listen("unix", path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var cfg net.ListenConfig
-	cfg.SetMultipathTCP(false)
-	l, err := cfg.Listen(context.Background(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	var running sync.WaitGroup
-	b.Cleanup(func() { l.Close(); u.Close(); running.Wait() })
-	serve := func(l net.Listener, serve func(net.Conn)) {
-		running.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				running.Go(func() {
-					defer c.Close()
-					serve(c)
-				})
-			}
-		})
-	}
-	serve(u, end)
-	serve(l, func(client net.Conn) {
-		guest, err := net.Dial("unix", path)
-		if err != nil {
-			b.Error(err)
-			return
-		}
-		defer guest.Close()
-		var up sync.WaitGroup
-		up.Go(func() { io.Copy(guest, client); guest.(*net.UnixConn).CloseWrite() })
-		io.Copy(client, guest)
-		client.(*net.TCPConn).CloseWrite()
-		up.Wait()
-	})
-	return l.Addr().String()
+	startEnd(b, "bare-guest", path, end)
+	return startEnd(b, "bare-host", path, end)
 }
 
 // published is the same by a Server and a Client.
-func published(b *testing.B, end func(net.Conn)) (at string) {
-	g := newGateway(b, ServerConfig{})
-	c, _ := g.guest(nil)
-	var running sync.WaitGroup
-	b.Cleanup(running.Wait)
-	w := mustPublish(b, c, tcp(0), func(_ proxy.Header, conn net.Conn) {
-		running.Go(func() {
-			defer conn.Close()
-			end(conn)
-		})
-	})
-	b.Cleanup(func() { w.Close() })
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(int(w.HostPort())))
+func published(b *testing.B, end string) (at string) {
+	path := filepath.Join(b.TempDir(), "gateway.sock")
+	startEnd(b, "published-host", path, end)
+	return startEnd(b, "published-guest", path, end)
 }
 
 // BenchmarkPort compares published ports with bare relays over the same kind of socket.
 func BenchmarkPort(b *testing.B) {
 	paths := []struct {
 		name string
-		open func(*testing.B, func(net.Conn)) string
+		open func(*testing.B, string) string
 	}{{"bare", bareRelay}, {"published", published}}
 	dial := func(b *testing.B, at string) *net.TCPConn {
 		conn, err := net.DialTimeout("tcp", at, within)
@@ -116,7 +63,7 @@ func BenchmarkPort(b *testing.B) {
 	block := make([]byte, 256<<10)
 	for _, path := range paths {
 		b.Run("up/"+path.name, func(b *testing.B) {
-			conn := dial(b, path.open(b, guestEnds["sink"]))
+			conn := dial(b, path.open(b, "sink"))
 			defer conn.Close()
 			b.SetBytes(int64(len(block)))
 			for b.Loop() {
@@ -132,7 +79,7 @@ func BenchmarkPort(b *testing.B) {
 	}
 	for _, path := range paths {
 		b.Run("down/"+path.name, func(b *testing.B) {
-			conn := dial(b, path.open(b, guestEnds["source"]))
+			conn := dial(b, path.open(b, "source"))
 			defer conn.Close()
 			buf := make([]byte, len(block))
 			b.SetBytes(int64(len(block)))
@@ -145,7 +92,7 @@ func BenchmarkPort(b *testing.B) {
 	}
 	for _, path := range paths {
 		b.Run("exchange/"+path.name, func(b *testing.B) {
-			conn := dial(b, path.open(b, guestEnds["echo"]))
+			conn := dial(b, path.open(b, "echo"))
 			defer conn.Close()
 			buf := make([]byte, 64)
 			for b.Loop() {
@@ -158,7 +105,7 @@ func BenchmarkPort(b *testing.B) {
 	}
 	for _, path := range paths {
 		b.Run("connect/"+path.name, func(b *testing.B) {
-			at := path.open(b, guestEnds["echo"])
+			at := path.open(b, "echo")
 			buf := make([]byte, 64)
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {

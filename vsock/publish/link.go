@@ -225,7 +225,8 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
-	if _, err := upgrade(short, conn, StreamPath, secretHeader, l.secret); err != nil {
+	answer, err := upgrade(short, conn, StreamPath, secretHeader, l.secret)
+	if err != nil {
 		return err
 	}
 	cut := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
@@ -246,6 +247,11 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 		conn.Close()
 		c.cfg.Log.Debug("a connection for a port that is not published", "port", h.Target)
 		return nil
+	}
+	if answer.Get(chunksHeader) != "" && !h.Datagram {
+		c := newChunked(conn, conn)
+		c.patient = true
+		conn = c
 	}
 	w.handle(h, conn)
 	return nil

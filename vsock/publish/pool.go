@@ -21,8 +21,9 @@ var (
 
 // stream is a stream of the guest's, and what the guest said on it too early.
 type stream struct {
-	conn  net.Conn
-	early []byte
+	conn   net.Conn
+	early  []byte
+	chunks bool // its bytes travel in chunks
 }
 
 // pool is a session's standing streams, or those who wait for one.

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -102,7 +103,11 @@ func (p *hostPort) serve(conn *net.TCPConn) error {
 	}
 	h := proxy.Header{Client: addrPort(conn.RemoteAddr()), Target: addrPort(conn.LocalAddr())}
 	s, err := p.session.open(p.ctx.Done(), h)
-	if err == nil && len(s.early) > 0 {
+	switch {
+	case err != nil:
+	case s.chunks:
+		s.conn = newChunked(s.conn, io.MultiReader(bytes.NewReader(s.early), s.conn))
+	case len(s.early) > 0:
 		_, err = conn.Write(s.early)
 	}
 	if err != nil {

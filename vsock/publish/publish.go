@@ -48,11 +48,20 @@
 // closed with their connections. Members that are not known are ignored; a line that is not JSON ends the session. Each side
 // says at least {"op":"ping"} every ten seconds, which is not answered; who has heard nothing for thirty ends the session.
 //
+// The answer to a stream may have one field more,
+//
+//	Usernet-Chunks: 1
+//
+// where one direction of it cannot end alone, which is so with unix sockets that are a hypervisor's.
+//
 // A stream stands by until the host uses it. For a connection that it has accepted, or for a client of a UDP port, that is a header of
 // the PROXY protocol, version 2 (package vsock/proxy), with the client's address and the one it has dialled, which tells the
 // guest which port it is; a datagram's destination is the wildcard where the host's system does not tell it. Behind the header are
 // the connection's bytes, both ways, and each direction ends by itself (shutdown). A reset cannot travel: whoever sees one
-// closes the stream at once, and the other side resets the connection as soon as it cannot deliver. On a stream of UDP both sides send
+// closes the stream at once, and the other side resets the connection as soon as it cannot deliver. With Usernet-Chunks, the bytes
+// travel in chunks, each behind its length, 32 bits with the high byte first, 16 MiB at most; one of no bytes ends the direction, and
+// a stream that ends without one was cut short. When both directions have ended, the host closes the stream, and the guest after it.
+// On a stream of UDP, with chunks or without, both sides send
 // datagrams, each behind its length, 16 bits with the high byte first; either side closes it when nothing has passed for 90
 // seconds. The guest keeps a few streams standing while it publishes anything, and replaces what was used. When none is there, the host
 // lets connections wait for a while.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -54,6 +55,7 @@ type gateway struct {
 	t    testing.TB
 	path string
 	cfg  ServerConfig
+	raw  bool // its socket ends one direction alone, as AF_VSOCK and TCP do
 	stop func()
 }
 
@@ -63,9 +65,20 @@ func newGateway(t testing.TB, cfg ServerConfig) *gateway {
 		t.Cleanup(func() { goleak.VerifyNone(t) })
 	}
 	cfg.Log = testLog(t)
-	g := &gateway{t: t, path: filepath.Join(t.TempDir(), "gateway.sock"), cfg: cfg}
+	g := &gateway{t: t, path: filepath.Join(t.TempDir(), "gateway.sock"), cfg: cfg, raw: true}
 	g.start()
 	t.Cleanup(func() { g.stop() })
+	return g
+}
+
+// newDeviceGateway is one behind a hypervisor's socket.
+func newDeviceGateway(t testing.TB, cfg ServerConfig) *gateway {
+	t.Helper()
+	g := newGateway(t, cfg)
+	g.stop()
+	os.Remove(g.path)
+	g.raw = false
+	g.start()
 	return g
 }
 
@@ -76,6 +89,9 @@ func (g *gateway) start() {
 		g.t.Fatal(err)
 	}
 	g.Server = NewServer(g.cfg)
+	if g.raw {
+		g.Server.endsOneWay = func(net.Conn) bool { return true }
+	}
 	srv := &http.Server{Handler: g.Server}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -146,7 +162,9 @@ func (s *server) handle(h proxy.Header, conn net.Conn) {
 			}
 		}
 		io.WriteString(conn, greeting(h))
-		io.Copy(conn, conn)
+		if _, err := io.Copy(conn, conn); err == nil {
+			closeWrite(conn)
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -38,9 +39,16 @@ func (r *relays) close() {
 	r.running.Wait()
 }
 
+// Relay copies between a stream and the connection that it is for until both directions have ended or ctx is done. It closes both.
+func Relay(ctx context.Context, stream, conn net.Conn) {
+	p := &pair{client: conn, stream: stream}
+	defer context.AfterFunc(ctx, func() { p.Close() })()
+	p.run()
+}
+
 // pair is a connection and its stream.
 type pair struct {
-	client *net.TCPConn
+	client net.Conn
 	stream net.Conn
 	cut    sync.Once
 }
@@ -60,6 +68,9 @@ func (p *pair) run() {
 	up.Go(func() { p.direction(p.client, p.stream) })
 	p.direction(p.stream, p.client)
 	up.Wait()
+	if c, ok := p.stream.(*chunked); ok {
+		c.awaitEnd()
+	}
 	p.cut.Do(func() {
 		p.client.Close()
 		p.stream.Close()

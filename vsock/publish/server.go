@@ -41,6 +41,8 @@ type Limits struct {
 type Server struct {
 	cfg ServerConfig
 
+	endsOneWay func(net.Conn) bool
+
 	mu       sync.Mutex
 	closed   bool
 	sessions map[string]*session // by their secret
@@ -63,7 +65,7 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Guest == nil {
 		cfg.Guest = remoteAddr
 	}
-	return &Server{cfg: cfg, sessions: make(map[string]*session), ports: make(map[slot][]*hostPort)}
+	return &Server{cfg: cfg, endsOneWay: endsOneWay, sessions: make(map[string]*session), ports: make(map[slot][]*hostPort)}
 }
 
 func remoteAddr(r *http.Request) string {
@@ -153,12 +155,18 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no session of this secret", http.StatusForbidden)
 		return
 	}
-	conn, early, err := hijack(w, "")
+	chunks := false
+	conn, early, err := hijack(w, func(conn net.Conn) string {
+		if chunks = !s.endsOneWay(conn); chunks {
+			return chunksHeader + ": 1\r\n"
+		}
+		return ""
+	})
 	if err != nil {
 		s.cfg.Log.Debug("no stream", "guest", x.guest, "err", err)
 		return
 	}
-	x.pool.put(stream{conn, early})
+	x.pool.put(stream{conn, early, chunks})
 }
 
 // serveSession serves a guest until either side ends it.
@@ -174,7 +182,7 @@ func (s *Server) serveSession(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.end(x)
-	conn, early, err := hijack(w, secretHeader+": "+x.secret+"\r\n")
+	conn, early, err := hijack(w, func(net.Conn) string { return secretHeader + ": " + x.secret + "\r\n" })
 	if err != nil {
 		s.cfg.Log.Debug("no session", "guest", x.guest, "err", err)
 		return
@@ -269,8 +277,8 @@ func (s *Server) remove(p *hostPort) {
 	}
 }
 
-// hijack takes a request's connection, with what came behind the request, and grants the upgrade.
-func hijack(w http.ResponseWriter, field string) (_ net.Conn, early []byte, err error) {
+// hijack takes a request's connection, with what came behind the request, and grants the upgrade, with one more field for the answer.
+func hijack(w http.ResponseWriter, field func(net.Conn) string) (_ net.Conn, early []byte, err error) {
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, "this connection cannot be upgraded", http.StatusInternalServerError)
@@ -290,7 +298,7 @@ func hijack(w http.ResponseWriter, field string) (_ net.Conn, early []byte, err 
 	if err := conn.SetDeadline(time.Now().Add(silence)); err != nil {
 		return nil, nil, err
 	}
-	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + Protocol + "\r\n" + field + "\r\n"
+	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + Protocol + "\r\n" + field(conn) + "\r\n"
 	if _, err := io.WriteString(conn, answer); err != nil {
 		return nil, nil, err
 	}

@@ -181,8 +181,16 @@ func TestRelayBulk(t *testing.T) {
 }
 
 func TestChurn(t *testing.T) {
-	g := newGateway(t, ServerConfig{})
-	c, _ := g.guest(nil)
+	t.Run("sockets", func(t *testing.T) { churn(t, newGateway(t, ServerConfig{}), nil) })
+	t.Run("chunks", func(t *testing.T) { churn(t, newDeviceGateway(t, ServerConfig{}), nil) })
+	t.Run("device", func(t *testing.T) {
+		g := newDeviceGateway(t, ServerConfig{})
+		churn(t, g, newDevice(t, g).dial)
+	})
+}
+
+func churn(t *testing.T, g *gateway, dial func(context.Context) (net.Conn, error)) {
+	c, _ := g.guest(dial)
 	s := newServer(t)
 	w := mustPublish(t, c, tcp(0), s.handle)
 	at := fmt.Sprintf("127.0.0.1:%d", w.HostPort())

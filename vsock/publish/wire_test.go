@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -247,6 +250,49 @@ func FuzzDatagram(f *testing.F) {
 				return
 			}
 			again = AppendDatagram(again, b[:n])
+		}
+	})
+}
+
+// What the kernel says of a datagram, and what is said of the answer to it.
+func FuzzDestination(f *testing.F) {
+	for _, v6 := range []bool{false, true} {
+		for _, a := range []string{"192.0.2.1", "2001:db8::1", "fe80::1"} {
+			f.Add(v6, destination{v4: !v6, v6: v6}.control(netip.MustParseAddr(a)))
+		}
+	}
+	f.Fuzz(func(t *testing.T, v6 bool, oob []byte) {
+		d := destination{v4: !v6, v6: v6}
+		local, ok := d.parse(oob)
+		if ok && local.IsValid() && (local.Is4() == v6 || local.IsMulticast()) {
+			t.Errorf("it came in for %s", local)
+		}
+		d.control(local)
+	})
+}
+
+// Whatever a request says, without a connection that can be upgraded nothing comes of it.
+func FuzzRequest(f *testing.F) {
+	f.Add("POST", SessionPath, "Upgrade", Protocol, "0123456789abcdef0123456789abcdef", "", "")
+	f.Add("POST", StreamPath, "keep-alive, upgrade", Protocol, "", "0123456789abcdef0123456789abcdef", "")
+	f.Add("GET", "/usernet/", "", "", "", "", "{}")
+	s := NewServer(ServerConfig{Log: slog.New(slog.DiscardHandler)})
+	f.Cleanup(func() { s.Close() })
+	f.Fuzz(func(t *testing.T, method, path, connection, upgrade, guest, secret, body string) {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(body))
+		r.Method, r.URL.Path = method, path
+		for k, v := range map[string]string{"Connection": connection, "Upgrade": upgrade, guestHeader: guest, secretHeader: secret} {
+			r.Header.Set(k, v)
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code < 400 || w.Code > 503 {
+			t.Errorf("status %d", w.Code)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.sessions) != 0 {
+			t.Error("there is a session")
 		}
 	})
 }
