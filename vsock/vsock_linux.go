@@ -23,7 +23,24 @@ func dialVsock(ctx context.Context, a Addr) (net.Conn, error) {
 	case err != nil:
 		return nil, err // not conn: a nil in it would not be nil
 	}
+	widen(conn)
 	return conn, nil
+}
+
+// window is how many bytes the sender may have under way, four times as many as it is by itself: a few of the longest Ethernet frames
+// of a virtual machine, so that neither end waits for the other one's turn.
+const window = 1 << 20
+
+// widen makes room for a window of bytes: the receiver's buffer is what it lets the sender have under way. See vsock(7).
+func widen(conn *vsock.Conn) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, window)
+		unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_SIZE, window)
+	})
 }
 
 // listenVsock lets the kernel choose the port for 0.
@@ -46,5 +63,6 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	widen(conn.(*vsock.Conn))
 	return conn, nil
 }

@@ -75,6 +75,11 @@ func TestVsockSplice(t *testing.T) {
 	}
 	say, from := pair()
 	to, hear := pair()
+	for _, conn := range []*vsock.Conn{say, from} {
+		if got := bufferSize(t, conn); got != window {
+			t.Errorf("%v lets %v have %d bytes under way, want %d", conn.LocalAddr(), conn.RemoteAddr(), got, window)
+		}
+	}
 	if _, err := io.WriteString(say, "hello"); err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +116,22 @@ func TestVsockSplice(t *testing.T) {
 	if _, err := io.ReadFull(hear, got); err != nil || string(got) != "hello" {
 		t.Errorf("got %q, %v, want hello", got, err)
 	}
+}
+
+func bufferSize(t *testing.T, conn *vsock.Conn) (size uint64) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		size, failed = unix.GetsockoptUint64(int(fd), unix.AF_VSOCK, unix.SO_VM_SOCKETS_BUFFER_SIZE)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+	return size
 }
 
 // TestVsockListen needs no transport: a listener for every CID, its port, and its end.
