@@ -99,6 +99,22 @@ sid() {
 	debian sid sid usr/sbin/dockerd docker.io docker-cli docker-compose iptables nftables iproute2 conntrack ca-certificates
 }
 
+# add_to_sid PACKAGE... adds to $cache/sid those that it lacks. The caller has the lock.
+add_to_sid() {
+	missing=
+	for p in "$@"; do
+		case $(dpkg-query --admindir="$cache/sid/var/lib/dpkg" -W -f '${Status}' "$p" 2>/dev/null) in
+		*' installed') ;;
+		*) missing="$missing $p" ;;
+		esac
+	done
+	if [ -z "$missing" ]; then return; fi
+	say "adding to $cache/sid:$missing"
+	(logged chroot "$cache/sid" apt-get update -q -o Acquire::Check-Valid-Until=false) || true
+	# shellcheck disable=SC2086
+	logged guarded "$cache/sid" chroot "$cache/sid" apt-get install -qy --no-install-recommends $missing
+}
+
 # podman makes $cache/podman54, podman58 and podman61: Debian trixie, unstable and experimental with their Podman in them, and
 # the docker command for Podman's Docker-compatible API.
 podman() {
@@ -124,15 +140,8 @@ cni() {
 peers() (
 	exec 9>"$cache/lock"
 	flock 9
-	for p in passt slirp4netns uidmap procps; do
-		case $(dpkg-query --admindir="$cache/sid/var/lib/dpkg" -W -f '${Status}' "$p" 2>/dev/null) in
-		*' installed') continue ;;
-		esac
-		say "adding $p to $cache/sid"
-		if [ -z "${updated:-}" ]; then (logged chroot "$cache/sid" apt-get update -q -o Acquire::Check-Valid-Until=false) || true; fi
-		updated=yes
-		(logged guarded "$cache/sid" chroot "$cache/sid" apt-get install -qy --no-install-recommends "$p") || say "going on without $p"
-	done
+	set -- passt slirp4netns uidmap procps
+	(add_to_sid "$@") || for p in "$@"; do (add_to_sid "$p") || say "going on without $p"; done
 	built=$cache/peers
 	for module in github.com/containers/gvisor-tap-vsock@v0.8.9 github.com/rootless-containers/rootlesskit/v3@v3.1.0; do
 		if [ -e "$built/$(basename "$module")" ]; then continue; fi
@@ -152,15 +161,74 @@ peers() (
 	done
 )
 
+# vm adds to $cache/sid what virtual machines run on, and makes $cache/vm1: the machine's own Debian kernel for clouds, the
+# modules that it needs to find its disk, in the order of the file list, and the disk. Who changes what is on it, counts it up.
+vm() (
+	exec 9>"$cache/lock"
+	flock 9
+	add_to_sid qemu-system-x86 seabios vhost-device-vsock
+	if [ -e "$cache/vm1" ]; then return; fi
+	say "making $cache/vm1"
+	new=$(mktemp -d "$cache/vm1.XXXXXX")
+	trap 'rm -rf "$new"' EXIT
+	trap 'exit 1' INT TERM
+	logged apt-get update -q
+	kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+	cd "$new"
+	logged apt-get download -q "$kernel"
+	dpkg-deb -x linux-image-*.deb deb
+	find deb -name '*.ko.xz' -exec unxz {} +
+	disk
+	mkdir modules
+	for m in virtio_pci virtio_blk virtio_console ext4 overlay; do # one that is not there is in the kernel
+		sed -n "s,^\\([^:]*/$m.ko\\):,\\1,p" disk/usr/lib/modules/*/modules.dep | tr ' ' '\n' | tac
+	done | awk '!seen[$0]++' >needed
+	while read -r m; do
+		cp disk/usr/lib/modules/*/"$m" modules/
+		basename "$m" >>modules/list
+	done <needed
+	mv deb/boot/vmlinuz-* vmlinuz
+	logged mke2fs -q -t ext4 -O '^has_journal' -m 0 -d disk disk.ext4 "$(($(du -sm disk | cut -f 1) * 9 / 8 + 32))M"
+	rm -rf disk deb needed ./*.deb
+	chmod -R a+rX .
+	mv -T "$new" "$cache/vm1"
+	trap - EXIT INT TERM
+)
+
+# disk makes the directory disk, the root of a virtual machine: Docker and what it needs from $cache/sid, busybox, and the kernel
+# modules from the directory deb.
+disk() {
+	mkdir -p disk/usr/bin disk/usr/lib disk/usr/lib64 disk/var/lib/docker
+	for d in dev etc memory payload proc root run sys tmp; do mkdir "disk/$d"; done
+	for l in usr/bin usr/lib usr/lib64; do ln -s "$l" "disk/${l#usr/}"; done
+	ln -s usr/bin disk/sbin
+	ln -s bin disk/usr/sbin
+	set -- dockerd containerd containerd-shim-runc-v2 runc docker docker-init docker-proxy xtables-nft-multi nft ip conntrack
+	for p in "$@"; do cp -L "$cache/sid$(chroot "$cache/sid" sh -c "command -v $p")" disk/usr/bin/; done
+	for f in $(chroot "$cache/sid" sh -c 'for p; do ldd "$(command -v "$p")"; done; ls /usr/lib/*/xtables/*.so' sh "$@" 2>/dev/null |
+		grep -o '/[^ ]*' | grep -v ':$' | sort -u); do
+		mkdir -p "disk${f%/*}"
+		cp -L "$cache/sid$f" "disk$f"
+	done
+	for p in iptables ip6tables; do
+		for l in "$p" "$p-save" "$p-restore"; do ln -s xtables-nft-multi "disk/usr/bin/$l"; done
+	done
+	cp /bin/busybox disk/usr/bin/
+	for a in $(/bin/busybox --list); do ln -s busybox "disk/usr/bin/$a" 2>/dev/null || true; done
+	cp -a deb/lib/modules disk/usr/lib/
+	/bin/busybox depmod -b disk/usr "$(ls deb/lib/modules)"
+}
+
 if [ "$(id -u)" != 0 ]; then
 	say "run me as root"
 	exit 1
 fi
 packages docker.io iptables nftables busybox-static conntrack iproute2 iputils-ping ca-certificates
 if [ "${1:-}" = demo ]; then exit; fi
-packages debootstrap docker-compose runc crun gcc libc6-dev git make
+packages debootstrap e2fsprogs xz-utils docker-compose runc crun gcc libc6-dev git make
 sid
 peers
 if [ "${1:-}" = bench ]; then exit; fi
 podman
 cni
+vm

@@ -229,44 +229,63 @@ func askSlirp(api, request string) error {
 const gvproxyLink = `ip tuntap add tap0 mode tap && ip link set tap0 address 5a:94:ef:e4:0c:ee mtu %d up &&
 	ip addr add 192.168.127.2/24 dev tap0 && ip route add default via 192.168.127.1`
 
-// gvproxy returns what joins a gvproxy and its forwarder by a unix socket, as a virtual machine's vsock would. program
-// finds them: the real ones, or usernet under their names.
-func gvproxy(program func(*rig, string) (string, error)) func(*rig, *subject) error {
+// gvproxy returns what joins a gvproxy and its forwarder by a unix socket, as a virtual machine's vsock would. proxy and
+// forwarder find the two: the real ones, or usernet under their names.
+func gvproxy(proxy, forwarder func(*rig, string) (string, error)) func(*rig, *subject) error {
 	return func(b *rig, s *subject) error {
-		proxy, err := program(b, "gvproxy")
+		gateway, err := proxy(b, "gvproxy")
 		if err != nil {
 			return err
 		}
-		forwarder, err := program(b, "gvforwarder")
+		guest, err := forwarder(b, "gvforwarder")
 		if err != nil {
 			return err
 		}
-		_, pid, err := b.agentAlone(s)
-		if err != nil {
-			return err
-		}
-		socket := filepath.Join(b.Dir, fmt.Sprintf("gvproxy%d.sock", s.index))
-		os.Remove(socket)
 		mtu := strconv.Itoa(s.mtu)
-		gv, err := b.spawn(s, "gvproxy", b.Command(context.Background(), proxy,
-			"-listen", "unix://"+socket, "-mtu", mtu, "-ssh-port", "-1"))
+		within, socket, err := b.startGateway(s, gateway, "-ssh-port", "-1")
 		if err != nil {
 			return err
 		}
-		expose := fmt.Sprintf(`{"local":":%d","remote":"192.168.127.2:%d"}`, s.publicPort(), agentPort)
-		if err := b.until(func() error { return b.askGvproxy(socket, expose) }, gv); err != nil {
-			return err
-		}
-		within := fmt.Sprintf("--net=/proc/%d/ns/net", pid)
 		if _, err := b.Run(b.ctx, "nsenter", within, "sh", "-c", fmt.Sprintf(gvproxyLink, s.mtu)); err != nil {
 			return err
 		}
-		_, err = b.spawn(s, "gvforwarder", b.Command(context.Background(), "nsenter", within, forwarder,
+		_, err = b.spawn(s, "gvforwarder", b.Command(context.Background(), "nsenter", within, guest,
 			"-preexisting", "-iface", "tap0", "-stop-if-exist", "", "-mtu", mtu, "-url", "unix://"+socket))
-		s.site.publishes(s.publicPort())
-		b.forwarderOf(s)
 		return err
 	}
+}
+
+// startUsernet joins usernet's own gateway and agent in the same way: frames as long as they agree on, and all settings by DHCP.
+func (b *rig) startUsernet(s *subject) error {
+	usernet := filepath.Join(b.Dir, "bin/usernet")
+	services := filepath.Join(b.Dir, fmt.Sprintf("services%d.sock", s.index)) // the usual one can be one gateway's only
+	within, socket, err := b.startGateway(s, usernet, "gateway", "-services", "unix://"+services)
+	if err != nil {
+		return err
+	}
+	_, err = b.spawn(s, "agent", b.Command(context.Background(), "nsenter", within, usernet, "agent",
+		"-iface", "tap0", "-resolv-conf", "", "-url", "unix://"+socket))
+	return err
+}
+
+// startGateway starts a gateway on a unix socket for a namespace, how to enter which it returns, and publishes the agent's port.
+func (b *rig) startGateway(s *subject, program string, args ...string) (within, socket string, err error) {
+	_, pid, err := b.agentAlone(s)
+	if err != nil {
+		return "", "", err
+	}
+	socket = filepath.Join(b.Dir, fmt.Sprintf("gvproxy%d.sock", s.index))
+	os.Remove(socket)
+	args = append(args, "-listen", "unix://"+socket, "-mtu", strconv.Itoa(s.mtu))
+	d, err := b.spawn(s, "gateway", b.Command(context.Background(), program, args...))
+	if err != nil {
+		return "", "", err
+	}
+	s.site.publishes(s.publicPort())
+	b.forwarderOf(s)
+	expose := fmt.Sprintf(`{"local":":%d","remote":"192.168.127.2:%d"}`, s.publicPort(), agentPort)
+	err = b.until(func() error { return b.askGvproxy(socket, expose) }, d)
+	return fmt.Sprintf("--net=/proc/%d/ns/net", pid), socket, err
 }
 
 // dropIn is usernet under another program's name.

@@ -83,8 +83,9 @@ func allSubjects() []*subject {
 	for _, mtu := range []int{1500, 65520} {
 		add(subject{name: "pasta", mtu: mtu, start: (*rig).startPasta})
 		add(subject{name: "slirp4netns", mtu: mtu, start: (*rig).startSlirp})
-		add(subject{name: "usernet gateway", mtu: mtu, own: true, start: gvproxy((*rig).dropIn)})
-		add(subject{name: "gvproxy", mtu: mtu, start: gvproxy((*rig).installed)})
+		add(subject{name: "usernet gateway + agent", mtu: mtu, own: true, start: (*rig).startUsernet})
+		add(subject{name: "usernet gateway + gvforwarder", mtu: mtu, start: gvproxy((*rig).dropIn, (*rig).installed)})
+		add(subject{name: "gvproxy", mtu: mtu, start: gvproxy((*rig).installed, (*rig).installed)})
 		add(subject{name: "rootlesskit gvisor-tap-vsock", mtu: mtu, start: rootlesskit("gvisor-tap-vsock", "gvisor-tap-vsock")})
 	}
 	add(subject{name: "rootlesskit builtin", mtu: 65520, ports: true, start: rootlesskit("slirp4netns", "builtin")})

@@ -48,6 +48,9 @@ func boot() error {
 	if err := enterRoot(); err != nil {
 		return err
 	}
+	if err := loopback(); err != nil {
+		return err
+	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Env = []string{"PATH=/payload:/usr/bin", "HOME=/root", "LC_ALL=C.UTF-8"}

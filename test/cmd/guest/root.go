@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +28,18 @@ var table = []mount{
 	{"tmpfs", "/root/run", "tmpfs", 0, "mode=755,size=90%"},
 	{"tmpfs", "/root/tmp", "tmpfs", 0, "mode=1777,size=90%"},
 	{"tmpfs", "/root/var/lib/docker", "tmpfs", 0, "mode=711,size=90%"},
+}
+
+// loopback brings up lo, without whose ::1 Go takes the machine for one that has no IPv6.
+func loopback() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring up lo: %w", err)
+	}
+	return nil
 }
 
 // enterRoot mounts the table and makes /root the root.
