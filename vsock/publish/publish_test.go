@@ -136,18 +136,31 @@ func (g *gateway) guest(dial func(context.Context) (net.Conn, error)) (c *Client
 // server is a handler that answers every connection with its header, and then with what it hears, until the end of that.
 type server struct {
 	t       testing.TB
+	mu      sync.Mutex
+	closed  bool
 	running sync.WaitGroup
 }
 
 func newServer(t testing.TB) *server {
 	s := &server{t: t}
-	t.Cleanup(s.running.Wait)
+	t.Cleanup(func() { // the guest may still hand over a connection whose client has gone
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		s.running.Wait()
+	})
 	return s
 }
 
 func greeting(h proxy.Header) string { return fmt.Sprintf("%s to %s\n", h.Client, h.Target) }
 
 func (s *server) handle(h proxy.Header, conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		conn.Close()
+		return
+	}
 	s.running.Go(func() {
 		defer conn.Close()
 		conn.SetDeadline(time.Now().Add(within))
