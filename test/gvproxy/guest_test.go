@@ -36,7 +36,11 @@ func newGuest(t *testing.T) (g *guest, bin string) {
 	bin = t.TempDir()
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("busybox is not there; test/setup.sh installs it")
+		err = fmt.Errorf("test/setup.sh installs it: %w", err)
+		if os.Getenv("USERNET_TEST_STRICT") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
 	}
 	leases := filepath.Join(bin, "leases")
 	if err := unix.Mkfifo(leases, 0o600); err != nil {
