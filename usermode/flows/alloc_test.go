@@ -10,10 +10,14 @@ import (
 
 func TestSteadyStateDoesNotAllocate(t *testing.T) {
 	server := echoServer(t, local4)
-	answers := make(chan struct{}, 1)
+	answers := make(chan struct{}, 8)
 	f := New(Config{
-		Resolve:  resolve,
-		SendUDP:  func(_, _ netip.AddrPort, _ []byte) { answers <- struct{}{} },
+		Resolve: resolve,
+		SendUDP: func(_, _ netip.AddrPort, payloads [][]byte) {
+			for range payloads {
+				answers <- struct{}{}
+			}
+		},
 		SendICMP: func(_, _ netip.Addr, _ []byte) { answers <- struct{}{} },
 		Log:      slog.New(slog.DiscardHandler),
 	})
@@ -22,17 +26,27 @@ func TestSteadyStateDoesNotAllocate(t *testing.T) {
 	var b [ipv4HdrLen + udpHdrLen]byte
 	quoted := header(putUDP(b[:], client, dst, 4))
 	message := request(guest4, alias4, 1, 1, make([]byte, 56))
-	whole, parts, short := [][]byte{{1, 2, 3, 4}}, [][]byte{{1, 2}, {3, 4}}, [][]byte{{1}}
-	for name, send := range map[string]func(){
-		"UDP":            func() { f.UDP(client, dst, 64, quoted, whole) },
-		"UDP in parts":   func() { f.UDP(client, dst, 64, quoted, parts) },
-		"echo":           func() { f.Echo(guest4, alias4, 64, quoted[:ipv4HdrLen], message) },
-		"UDP, many hops": func() { f.UDP(client, dst, 200, quoted, short) },
+	one, burst, uneven := [][]byte{{1, 2, 3, 4}}, [][]byte{{1, 2}, {3, 4}, {5}}, [][]byte{{1}, {2, 3}}
+	for _, c := range []struct {
+		name    string
+		answers int
+		send    func()
+	}{
+		{"UDP", 1, func() { f.UDP(client, dst, 64, quoted, one) }},
+		{"a burst", 3, func() { f.UDP(client, dst, 64, quoted, burst) }},
+		{"an uneven burst", 2, func() { f.UDP(client, dst, 64, quoted, uneven) }},
+		{"echo", 1, func() { f.Echo(guest4, alias4, 64, quoted[:ipv4HdrLen], message) }},
+		{"UDP, many hops", 1, func() { f.UDP(client, dst, 200, quoted, one) }},
 	} {
-		exchange := func() { send(); <-answers }
+		exchange := func() {
+			c.send()
+			for range c.answers {
+				<-answers
+			}
+		}
 		exchange()
 		if n := testing.AllocsPerRun(1000, exchange); n > 0 {
-			t.Errorf("%s: %v allocations for each exchange, want none", name, n)
+			t.Errorf("%s: %v allocations for each exchange, want none", c.name, n)
 		}
 	}
 }

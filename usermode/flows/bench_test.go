@@ -33,8 +33,12 @@ type carrier func(b *testing.B, answer func(client netip.AddrPort)) (send func(c
 
 func ours(b *testing.B, answer func(netip.AddrPort)) func(client, dst netip.AddrPort) {
 	f := New(Config{
-		Resolve:  resolve,
-		SendUDP:  func(_, to netip.AddrPort, _ []byte) { answer(to) },
+		Resolve: resolve,
+		SendUDP: func(_, to netip.AddrPort, payloads [][]byte) {
+			for range payloads {
+				answer(to)
+			}
+		},
 		SendICMP: func(netip.Addr, netip.Addr, []byte) { b.Error("an ICMP error") },
 		Log:      slog.New(slog.DiscardHandler),
 	})
@@ -122,7 +126,7 @@ func BenchmarkIdleFlow(b *testing.B) {
 	answers := make(chan struct{}, 100)
 	f := New(Config{
 		Resolve:  resolve,
-		SendUDP:  func(_, _ netip.AddrPort, _ []byte) { answers <- struct{}{} },
+		SendUDP:  func(_, _ netip.AddrPort, _ [][]byte) { answers <- struct{}{} },
 		SendICMP: func(netip.Addr, netip.Addr, []byte) {},
 		Log:      slog.New(slog.DiscardHandler),
 	})

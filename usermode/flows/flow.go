@@ -22,6 +22,7 @@ type udpFlow struct {
 
 	sending sync.Mutex
 	path    pathOptions // under sending
+	single  bool        // likewise: the system takes one datagram at a time
 	socket
 
 	last     atomic.Int64 // when something was sent or received, of Flows.now
@@ -46,8 +47,8 @@ func (f *udpFlow) touch() {
 	}
 }
 
-// deliver sends a datagram from the destination to the guest.
-func (f *udpFlow) deliver(payload []byte) { f.table.cfg.SendUDP(f.key.dst, f.key.client, payload) }
+// deliver sends datagrams from the destination to the guest.
+func (f *udpFlow) deliver(payloads [][]byte) { f.table.cfg.SendUDP(f.key.dst, f.key.client, payloads) }
 
 // reject tells the guest of an error about a datagram that began with payload. The packet itself is gone; what programs
 // and kernels look at is its addresses and its UDP header, and from those it is made again.

@@ -16,9 +16,9 @@ import (
 type Config struct {
 	// Resolve returns the host's address to dial for what a guest dialled; false: the guest may not.
 	Resolve func(dst netip.Addr) (netip.Addr, bool)
-	// SendUDP sends a datagram of up to 64 KiB to a guest: from what it dialled, to its port. The payload is the
-	// caller's again when it returns.
-	SendUDP func(from, to netip.AddrPort, payload []byte)
+	// SendUDP sends datagrams of up to 64 KiB each to a guest, in their order: from what it dialled, to its port. The payloads
+	// are the caller's again when it returns.
+	SendUDP func(from, to netip.AddrPort, payloads [][]byte)
 	// SendICMP sends a complete ICMP message to a guest, of the version that the addresses are, with its checksum. The
 	// message is the caller's again when it returns. It must not call Flows.
 	SendICMP func(from, to netip.Addr, message []byte)
@@ -91,12 +91,12 @@ func (f *Flows) isRunning() bool {
 // now is the time since New.
 func (f *Flows) now() time.Duration { return time.Since(f.started) }
 
-// UDP carries a datagram of a guest on. hops is the TTL or hop limit that is left for it; quoted are its IP and UDP
-// headers, for ICMP errors; the payload may be in parts. All of this is the caller's again when it returns, which it does
-// without waiting. Where the datagram must not be cut (DF), the host does not cut it either.
-func (f *Flows) UDP(client, dst netip.AddrPort, hops uint8, quoted []byte, payload [][]byte) {
-	d := datagram{client: client, dst: dst, hops: hops, whole: isWhole(quoted), quoted: quoted, payload: payload}
-	f.udp.forward(&d)
+// UDP carries datagrams of a guest on, which it has sent one behind the other to the same destination. hops is the TTL or hop
+// limit that is left for each; quoted are the IP and UDP headers of the first, for ICMP errors. All of this is the caller's again
+// when it returns, which it does without waiting. Where the datagrams must not be cut (DF), the host does not cut them either.
+func (f *Flows) UDP(client, dst netip.AddrPort, hops uint8, quoted []byte, payloads [][]byte) {
+	b := burst{client: client, dst: dst, hops: hops, whole: isWhole(quoted), quoted: quoted, payloads: payloads}
+	f.udp.forward(&b)
 }
 
 // Echo carries an echo request of a guest on. message is the whole ICMP message; the rest is as UDP has it.

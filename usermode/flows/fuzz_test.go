@@ -45,7 +45,7 @@ func FuzzEcho(f *testing.F) {
 	f.Add(false, ip[:], request(guest6, forbidden6, 7, 8, nil))
 	flows := New(Config{
 		Resolve:  func(netip.Addr) (netip.Addr, bool) { return netip.Addr{}, false },
-		SendUDP:  func(_, _ netip.AddrPort, _ []byte) {},
+		SendUDP:  func(_, _ netip.AddrPort, _ [][]byte) {},
 		SendICMP: func(from, to netip.Addr, m []byte) { checkError(f, from, to, m) },
 		Log:      slog.New(slog.DiscardHandler),
 	})

@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 const (
@@ -15,18 +17,13 @@ const (
 	inboxSize = 16
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	n   uint32
-}
-
 // inbox is where a poller's sockets receive. It is used again for the next one.
 type inbox struct {
-	headers [inboxSize]mmsghdr
+	headers [inboxSize]nonblock.Message
 	iovecs  [inboxSize]unix.Iovec
 	names   [inboxSize]unix.RawSockaddrInet6 // holds an IPv4 address as well
 	buffers [inboxSize][]byte
+	filled  [inboxSize][]byte
 	queue   errorQueue
 }
 
@@ -37,7 +34,7 @@ func newInbox() *inbox {
 		in.buffers[i] = make([]byte, maxDatagram)
 		in.iovecs[i].Base = &in.buffers[i][0]
 		in.iovecs[i].SetLen(maxDatagram)
-		h := &in.headers[i].hdr
+		h := &in.headers[i].Hdr
 		h.Iov = &in.iovecs[i]
 		h.SetIovlen(1)
 	}
@@ -48,25 +45,24 @@ func newInbox() *inbox {
 // they come from.
 func (in *inbox) receive(fd int, named bool) (int, error) {
 	for i := range in.headers {
-		h := &in.headers[i].hdr
+		h := &in.headers[i].Hdr
 		if h.Name, h.Namelen = nil, 0; named {
 			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&in.names[i])), unix.SizeofSockaddrInet6
 		}
 	}
-	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.headers)), inboxSize, unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
+	return nonblock.Recvmmsg(fd, in.headers[:])
+}
+
+// datagrams are the first n of those received.
+func (in *inbox) datagrams(n int) [][]byte {
+	for i := range n {
+		in.filled[i] = in.datagram(i)
 	}
+	return in.filled[:n]
 }
 
 // datagram is the i-th of those received.
-func (in *inbox) datagram(i int) []byte { return in.buffers[i][:in.headers[i].n] }
+func (in *inbox) datagram(i int) []byte { return in.buffers[i][:in.headers[i].Len] }
 
 // from is the address that the i-th one came from.
 func (in *inbox) from(i int) netip.Addr {

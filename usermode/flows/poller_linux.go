@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // maxPollers is how many goroutines receive, at most.
@@ -178,11 +180,8 @@ func (p *poller) serve() {
 	var events [64]unix.EpollEvent
 	p.raw.Read(func(epoll uintptr) bool {
 		for {
-			n, err := unix.EpollWait(int(epoll), events[:], 0)
-			if err == unix.EINTR {
-				continue
-			}
-			p.serveReady(events[:max(n, 0)], in)
+			n, _ := nonblock.EpollReady(int(epoll), events[:])
+			p.serveReady(events[:n], in)
 			if n < len(events) && len(p.again) == 0 {
 				return false // whatever comes from now on wakes us
 			}

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 const flowBuffer = 1 << 20 // bytes that may wait in a flow's socket for us
@@ -76,60 +78,54 @@ func isUnreachable(err error) bool {
 		errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// send sends a datagram to the host's side. It does not wait: a full socket buffer loses datagrams, as a full queue
-// does on any path.
-func (f *udpFlow) send(d *datagram) error {
+// send sends a burst to the host's side, and returns how many of its datagrams were lost; false: the flow has ended. It does
+// not wait: a full socket buffer loses datagrams, as a full queue does on any path.
+func (f *udpFlow) send(b *burst) (lost int, ok bool) {
 	if !f.hold() {
-		return errEnded
+		return 0, false
 	}
 	defer f.release()
 	f.sending.Lock()
 	defer f.sending.Unlock()
+	f.path.set(f.fd, f.host.Addr().Is4(), pathOptions{b.hops, b.whole})
+	if !f.single && areSegments(b.payloads) {
+		switch err := sendSegments(f.fd, b.payloads); err {
+		case nil:
+			return 0, true
+		case unix.EAGAIN, unix.ENOBUFS:
+			return len(b.payloads), true
+		case unix.EINVAL, unix.EIO, unix.EMSGSIZE:
+			// Longer than the way to the destination is wide, or not to be had for it, or in this kernel.
+			f.single = true
+		}
+	}
+	for _, p := range b.payloads {
+		if f.sendOne(b, p) != nil {
+			lost++
+		}
+	}
+	return lost, true
+}
+
+// sendOne sends a datagram of a burst.
+func (f *udpFlow) sendOne(b *burst, payload []byte) error {
 	v4 := f.host.Addr().Is4()
-	f.path.set(f.fd, v4, pathOptions{d.hops, d.whole})
 	for try := 0; ; try++ {
-		err := write(f.fd, d.payload)
+		err := nonblock.Send(f.fd, payload)
 		if err == nil || err == unix.EAGAIN || err == unix.ENOBUFS || try == 2 {
 			if err == unix.ENETUNREACH || err == unix.EHOSTUNREACH {
-				f.table.reject(hostUnreachable(v4), d) // the route has gone
+				f.table.reject(hostUnreachable(v4), b, payload) // the route has gone
 			}
 			return err
 		}
 		if err == unix.EMSGSIZE {
-			if mtu := pathMTU(f.fd, v4); isLonger(d.size()+udpHdrLen, mtu, v4) {
-				f.table.reject(tooBig(v4, mtu), d)
+			if mtu := pathMTU(f.fd, v4); isLonger(len(payload)+udpHdrLen, mtu, v4) {
+				f.table.reject(tooBig(v4, mtu), b, payload)
 				return err
 			}
 		}
 		// Most errors belong to an earlier datagram, and this one has not been sent.
 		f.readErrors(new(errorQueue))
-	}
-}
-
-func (d *datagram) size() (n int) {
-	for _, p := range d.payload {
-		n += len(p)
-	}
-	return n
-}
-
-// write sends the parts as one datagram on a connected socket. It does not wait.
-func write(fd int, parts [][]byte) (err error) {
-	for len(parts) > 1 && len(parts[len(parts)-1]) == 0 {
-		parts = parts[:len(parts)-1] // of nothing at all, writev(2) makes no datagram
-	}
-	for {
-		switch len(parts) {
-		case 0:
-			_, err = unix.Write(fd, nil)
-		case 1:
-			_, err = unix.Write(fd, parts[0])
-		default:
-			_, err = unix.Writev(fd, parts)
-		}
-		if err != unix.EINTR {
-			return err
-		}
 	}
 }
 
@@ -148,9 +144,7 @@ func (f *udpFlow) receive(in *inbox) (more bool) {
 		return true // there may be datagrams behind it
 	}
 	f.touch()
-	for i := range n {
-		f.deliver(in.datagram(i))
-	}
+	f.deliver(in.datagrams(n))
 	// Fewer than there is room for are all; if an error kept the rest from us, it has its own event.
 	return n == inboxSize
 }

@@ -59,49 +59,44 @@ func (f *udpFlow) watch() bool { return f.table.task(f.receive) }
 // close ends the flow's goroutine.
 func (f *udpFlow) close() { f.conn.Close() }
 
-// send sends a datagram to the host's side. Room in the socket's buffer is waited for, which is not long.
-func (f *udpFlow) send(d *datagram) error {
+// send sends a burst to the host's side, and returns how many of its datagrams were lost; false: the flow has ended. Room in
+// the socket's buffer is waited for, which is not long.
+func (f *udpFlow) send(b *burst) (lost int, ok bool) {
 	f.sending.Lock()
 	defer f.sending.Unlock()
-	if f.path.hops != d.hops && d.hops > 0 {
+	if f.path.hops != b.hops && b.hops > 0 {
 		// Where the system has no such option, it sends with its own.
 		if f.host.Addr().Is4() {
-			ipv4.NewConn(f.conn).SetTTL(int(d.hops))
+			ipv4.NewConn(f.conn).SetTTL(int(b.hops))
 		} else {
-			ipv6.NewConn(f.conn).SetHopLimit(int(d.hops))
+			ipv6.NewConn(f.conn).SetHopLimit(int(b.hops))
 		}
-		f.path.hops = d.hops
+		f.path.hops = b.hops
 	}
-	err := f.write(d)
-	if err == nil {
-		return nil
+	for i, p := range b.payloads {
+		switch err := f.sendOne(b, p); {
+		case err == nil:
+		case errors.Is(err, net.ErrClosed):
+			return lost + len(b.payloads) - i, i > 0 // nothing is sent twice
+		default:
+			lost++
+		}
 	}
-	if errors.Is(err, net.ErrClosed) {
-		return errEnded
-	}
-	v4 := f.host.Addr().Is4()
-	switch {
-	case isRefused(err): // an earlier datagram was, and this one has not been sent
-		f.reject(portUnreachable(v4), nil)
-		return f.write(d)
-	case isUnreachable(err):
-		f.table.reject(hostUnreachable(v4), d)
-	}
-	return err
+	return lost, true
 }
 
-func (f *udpFlow) write(d *datagram) error {
-	if len(d.payload) == 1 {
-		_, err := f.conn.Write(d.payload[0])
-		return err
+// sendOne sends a datagram of a burst.
+func (f *udpFlow) sendOne(b *burst, payload []byte) error {
+	_, err := f.conn.Write(payload)
+	v4 := f.host.Addr().Is4()
+	switch {
+	case err == nil:
+	case isRefused(err): // an earlier datagram was, and this one has not been sent
+		f.reject(portUnreachable(v4), nil)
+		_, err = f.conn.Write(payload)
+	case isUnreachable(err):
+		f.table.reject(hostUnreachable(v4), b, payload)
 	}
-	b := buffers.Get().(*[maxDatagram]byte)
-	defer buffers.Put(b)
-	n := 0
-	for _, p := range d.payload {
-		n += copy(b[n:], p)
-	}
-	_, err := f.conn.Write(b[:n])
 	return err
 }
 
@@ -127,5 +122,5 @@ func (f *udpFlow) receive() {
 // received carries one datagram on.
 func (f *udpFlow) received(payload []byte) {
 	f.touch()
-	f.deliver(payload)
+	f.deliver([][]byte{payload})
 }

@@ -1,7 +1,6 @@
 package flows
 
 import (
-	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -35,13 +34,13 @@ const (
 // flowKey is a guest's port and the destination that it dialled.
 type flowKey struct{ client, dst netip.AddrPort }
 
-// datagram is what a guest sends.
-type datagram struct {
+// burst is what a guest sends: a datagram, or several.
+type burst struct {
 	client, dst netip.AddrPort
 	hops        uint8
-	whole       bool // must not be cut on its way
-	quoted      []byte
-	payload     [][]byte
+	whole       bool   // none of them must be cut on its way
+	quoted      []byte // the headers of the first
+	payloads    [][]byte
 }
 
 // udpTable has the flows, each with a connected socket of the host. A datagram needs the lock of a shard only; the
@@ -121,39 +120,38 @@ func (t *udpTable) count() int {
 	return len(t.list)
 }
 
-// forward sends a datagram on its flow, which it makes if need be.
-func (t *udpTable) forward(d *datagram) {
-	key := flowKey{d.client, d.dst}
+// forward sends a burst on its flow, which it makes if need be.
+func (t *udpTable) forward(b *burst) {
+	key := flowKey{b.client, b.dst}
 	for range 3 {
 		f := t.find(key)
 		if f == nil {
-			if f = t.admit(key, d); f == nil {
+			if f = t.admit(key, b); f == nil {
+				t.refused.Add(uint64(len(b.payloads)))
 				return
 			}
 		}
 		f.last.Store(int64(t.now()))
-		err := f.send(d)
-		if err == nil {
+		lost, ok := f.send(b)
+		if ok {
+			if lost > 0 {
+				t.dropped.Add(uint64(lost))
+			}
 			return
 		}
-		if !errors.Is(err, errEnded) {
-			break
-		}
 	}
-	t.dropped.Add(1)
+	t.dropped.Add(uint64(len(b.payloads)))
 }
 
-// admit opens a flow for d. When that cannot be, it tells the guest why and returns nil.
-func (t *udpTable) admit(key flowKey, d *datagram) *udpFlow {
+// admit opens a flow for b. When that cannot be, it tells the guest why and returns nil.
+func (t *udpTable) admit(key flowKey, b *burst) *udpFlow {
 	if !t.isRunning() {
-		t.refused.Add(1)
 		return nil
 	}
 	v4 := key.dst.Addr().Is4()
 	host, ok := t.cfg.Resolve(key.dst.Addr())
 	if !ok || host.Is4() != v4 {
-		t.refused.Add(1)
-		t.reject(prohibited(v4), d)
+		t.reject(prohibited(v4), b, b.payloads[0])
 		return nil
 	}
 	f := &udpFlow{table: t, key: key, host: netip.AddrPortFrom(host, key.dst.Port())}
@@ -163,21 +161,20 @@ func (t *udpTable) admit(key flowKey, d *datagram) *udpFlow {
 		err = f.dial()
 	}
 	if err != nil {
-		t.refused.Add(1)
 		t.cfg.Log.Debug("open a UDP flow", "client", key.client.Addr(), "dst", key.dst, "err", err)
 		// That we have no descriptors or memory left is no answer. "No route" is, but a program whose socket is
 		// connected would not be told: the kernel takes it for something that may pass.
 		if isUnreachable(err) {
-			t.reject(portUnreachable(v4), d)
+			t.reject(portUnreachable(v4), b, b.payloads[0])
 		}
 		return nil
 	}
 	return t.add(f)
 }
 
-// reject answers a datagram with an ICMP error.
-func (t *udpTable) reject(e icmpError, d *datagram) {
-	t.report(e, d.client.Addr(), d.dst.Addr(), append([][]byte{d.quoted}, d.payload...)...)
+// reject answers a datagram of a burst with an ICMP error.
+func (t *udpTable) reject(e icmpError, b *burst, payload []byte) {
+	t.report(e, b.client.Addr(), b.dst.Addr(), b.quoted, payload)
 }
 
 // add puts f into the table and makes room for it if need be. Where somebody else was faster, f is closed and the other

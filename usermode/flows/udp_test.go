@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -67,6 +68,78 @@ func TestDontFragment(t *testing.T) {
 	n.UDP(client, server, 64, putUDP(b[:], client, server, len(payload)), [][]byte{payload})
 	if a := next(t, n.datagrams); !bytes.Equal(a.payload, payload) {
 		t.Errorf("%d bytes came back, want %d", len(a.payload), len(payload))
+	}
+}
+
+// Datagrams that come together leave together where they can, and all the same where they cannot: as they were, and in their order.
+func TestBursts(t *testing.T) {
+	far := addWorld(t)
+	var server netip.AddrPort
+	inside(t, far, func() { server = echoServer(t, far4.Addr()) })
+	client := netip.AddrPortFrom(guest4, 5000)
+	for _, c := range []struct {
+		name  string
+		sizes []int
+	}{
+		{"even", []int{1000, 1000, 1000, 1000}},
+		{"the last is shorter", []int{1000, 1000, 1000, 1}},
+		{"uneven", []int{1000, 1, 1000, 2000, 3}},
+		{"with nothing in one", []int{7, 0, 7, 7}},
+		{"with nothing in any", []int{0, 0}},
+		{"longer than the way is wide", []int{8000, 8000, 20}},
+		{"more than one packet's", slices.Repeat([]int{1472}, 60)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := start(t, nil)
+			var burst [][]byte
+			for i, size := range c.sizes {
+				burst = append(burst, bytes.Repeat([]byte{byte(i)}, size))
+			}
+			var b [ipv4HdrLen + udpHdrLen]byte
+			for range 2 { // the second time it is known what is not to be had
+				n.UDP(client, server, 64, putUDP(b[:], client, server, c.sizes[0]), burst)
+				for i := range burst {
+					if a := next(t, n.datagrams); a.from != server || a.to != client || !bytes.Equal(a.payload, burst[i]) {
+						t.Fatalf("datagram %d came back as %d bytes, want %d", i, len(a.payload), len(burst[i]))
+					}
+				}
+			}
+			if s := n.Stats(); s.Flows != 1 || s.Dropped != 0 || s.Refused != 0 || s.Errors != 0 {
+				t.Errorf("stats %+v", s)
+			}
+		})
+	}
+}
+
+// What is wrong with an earlier datagram keeps no later one of a burst back, and a guest is told of what is too long.
+func TestBurstErrors(t *testing.T) {
+	far := addWorld(t)
+	n := start(t, nil)
+	client, server := netip.AddrPortFrom(guest4, 5000), netip.AddrPortFrom(far4.Addr(), 4567)
+	two := [][]byte{[]byte("12"), []byte("34")}
+	n.send(client, server, 64, []byte("is anybody there?"))
+	n.wantUDPError(t, portUnreachable(true), server.Addr(), client, server)
+	inside(t, far, func() {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(server))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		n.send(client, server, 64, two...)
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		for _, want := range two {
+			b := make([]byte, 10)
+			if k, err := c.Read(b); err != nil || !bytes.Equal(b[:k], want) {
+				t.Fatalf("%q, %v, want %q", b[:k], err, want)
+			}
+		}
+	})
+	long := make([]byte, 2000)
+	n.send(client, server, 64, long, long)
+	n.wantUDPError(t, tooBig(true, 1500), server.Addr(), client, server)
+	n.send(netip.AddrPortFrom(guest4, 5001), netip.AddrPortFrom(forbidden4, 1), 64, two...)
+	if s := n.Stats(); s.Refused != 2 || s.Dropped != 2 {
+		t.Errorf("stats %+v, want 2 refused and 2 dropped", s)
 	}
 }
 
@@ -197,9 +270,11 @@ func TestChurn(t *testing.T) {
 	var answers atomic.Int64
 	f := New(Config{
 		Resolve: resolve,
-		SendUDP: func(_, to netip.AddrPort, payload []byte) {
-			if answers.Add(1); string(payload) != to.String() {
-				wrong.Store(to, string(payload))
+		SendUDP: func(_, to netip.AddrPort, payloads [][]byte) {
+			for _, p := range payloads {
+				if answers.Add(1); string(p) != to.String() {
+					wrong.Store(to, string(p))
+				}
 			}
 		},
 		SendICMP: func(_, _ netip.Addr, _ []byte) {},
@@ -245,8 +320,8 @@ func TestStopUnderTraffic(t *testing.T) {
 		var f *Flows
 		f = New(Config{
 			Resolve: resolve,
-			SendUDP: func(from, to netip.AddrPort, payload []byte) { // and again, until the end
-				f.UDP(to, from, 64, nil, [][]byte{payload})
+			SendUDP: func(from, to netip.AddrPort, payloads [][]byte) { // and again, until the end
+				f.UDP(to, from, 64, nil, payloads)
 			},
 			SendICMP: func(_, _ netip.Addr, _ []byte) {},
 			Log:      slog.New(slog.DiscardHandler),

@@ -8,16 +8,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // packetBatch is how many packets one system call moves at most.
 const packetBatch = 64
-
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	len uint32
-}
 
 // packets receives and sends on a socket whose packets are frames, many by one system call.
 type packets struct {
@@ -41,7 +37,7 @@ type packets struct {
 
 // messages are the arguments of recvmmsg(2) or sendmmsg(2), each with one buffer.
 type messages struct {
-	hdrs [packetBatch]mmsghdr
+	hdrs [packetBatch]nonblock.Message
 	iovs [packetBatch]unix.Iovec
 }
 
@@ -56,7 +52,7 @@ func newPackets(c PacketConn, raw syscall.RawConn, opts Options) *packets {
 		p.rx.set(i, bufs[i*p.slot:][:p.slot])
 	}
 	p.recv = func(fd uintptr) bool {
-		p.received, p.rxErr = p.rx.call(unix.SYS_RECVMMSG, fd, packetBatch)
+		p.received, p.rxErr = nonblock.Recvmmsg(int(fd), p.rx.hdrs[:])
 		return !errors.Is(p.rxErr, unix.EAGAIN)
 	}
 	p.tryOnce = func(fd uintptr) bool {
@@ -71,21 +67,8 @@ func newPackets(c PacketConn, raw syscall.RawConn, opts Options) *packets {
 func (m *messages) set(i int, b []byte) {
 	m.iovs[i].Base = &b[0]
 	m.iovs[i].SetLen(len(b))
-	m.hdrs[i].hdr.Iov = &m.iovs[i]
-	m.hdrs[i].hdr.SetIovlen(1)
-}
-
-// call is recvmmsg or sendmmsg, without waiting, of the first n messages.
-func (m *messages) call(trap, fd uintptr, n int) (int, error) {
-	for {
-		k, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&m.hdrs[0])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
-		if errno == 0 {
-			return int(k), nil
-		}
-		if errno != unix.EINTR {
-			return 0, errno
-		}
-	}
+	m.hdrs[i].Hdr.Iov = &m.iovs[i]
+	m.hdrs[i].Hdr.SetIovlen(1)
 }
 
 func (p *packets) dropped() uint64 { return p.bad }
@@ -101,14 +84,14 @@ func (p *packets) receive() ([]Frame, error) {
 		frames := p.frames[:0]
 		for i := range p.received {
 			m := &p.rx.hdrs[i]
-			n := int(m.len)
+			n := int(m.Len)
 			if n == 0 && p.seq && p.hungUp() {
 				if len(frames) > 0 {
 					break // it comes again
 				}
 				return nil, io.EOF
 			}
-			if n < headerLen || n > MaxFrame || m.hdr.Flags&unix.MSG_TRUNC != 0 {
+			if n < headerLen || n > MaxFrame || m.Hdr.Flags&unix.MSG_TRUNC != 0 {
 				p.bad++
 				continue
 			}
@@ -160,7 +143,7 @@ func (p *packets) sendSome(fd uintptr) bool {
 			p.tx.set(n, rest[4:][:length])
 			rest = rest[4+length:]
 		}
-		k, err := p.tx.call(unix.SYS_SENDMMSG, fd, n)
+		k, err := nonblock.Sendmmsg(int(fd), p.tx.hdrs[:n])
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):

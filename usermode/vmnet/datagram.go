@@ -17,28 +17,41 @@ import (
 // hopsOut is the TTL or hop limit of what the gateway sends.
 const hopsOut = 64
 
-// outgoing is a datagram on its way to a machine.
+// outgoing are packets on their way to a machine.
 type outgoing struct {
-	frames [1]l2.Frame
-	tail   [1][]byte
-	head   [ethLen + ipv6Len + udpLen]byte
+	n      int
+	frames [outgoingSize]l2.Frame
+	tails  [outgoingSize][1][]byte
+	heads  [outgoingSize][ethLen + ipv6Len + udpLen]byte
 }
+
+// outgoingSize is how many packets go to the switch at a time.
+const outgoingSize = 16
 
 var outgoings = sync.Pool{New: func() any { return new(outgoing) }}
 
-// sendUDP sends a datagram to a machine.
-func (n *Network) sendUDP(from, to netip.AddrPort, payload []byte) {
-	n.sendUDPTo(l2.MAC{}, from, to, payload)
+// sendUDP sends datagrams to a machine.
+func (n *Network) sendUDP(from, to netip.AddrPort, payloads [][]byte) {
+	n.sendUDPTo(l2.MAC{}, from, to, payloads)
 }
 
 // sendUDPTo is sendUDP to a machine whose Ethernet address is known, if it is not zero.
-func (n *Network) sendUDPTo(mac l2.MAC, from, to netip.AddrPort, payload []byte) {
-	p := outgoingPacket{proto: protoUDP, headerLen: udpLen, payload: payload}
+func (n *Network) sendUDPTo(mac l2.MAC, from, to netip.AddrPort, payloads [][]byte) {
+	if n.closed.Load() {
+		return
+	}
+	o := outgoings.Get().(*outgoing)
+	defer outgoings.Put(o)
+	p := outgoingPacket{proto: protoUDP, headerLen: udpLen}
+	p.virtio = l2.Virtio{Flags: l2.NeedsCsum, CsumOffset: udpChecksum} // which spares those the sum who take that
 	binary.BigEndian.PutUint16(p.header[0:], from.Port())
 	binary.BigEndian.PutUint16(p.header[2:], to.Port())
-	binary.BigEndian.PutUint16(p.header[4:], uint16(udpLen+len(payload)))
-	p.virtio = l2.Virtio{Flags: l2.NeedsCsum, CsumOffset: udpChecksum} // which spares those the sum who take that
-	n.send(mac, from.Addr(), to.Addr(), p)
+	for _, payload := range payloads {
+		p.payload = payload
+		binary.BigEndian.PutUint16(p.header[4:], uint16(udpLen+len(payload)))
+		n.send(o, mac, from.Addr(), to.Addr(), p)
+	}
+	n.flush(o)
 }
 
 // sendICMP sends a complete ICMP message to a machine.
@@ -47,7 +60,13 @@ func (n *Network) sendICMP(from, to netip.Addr, message []byte) {
 	if to.Is4() {
 		proto = protoICMP
 	}
-	n.send(l2.MAC{}, from, to, outgoingPacket{proto: proto, payload: message})
+	if n.closed.Load() {
+		return
+	}
+	o := outgoings.Get().(*outgoing)
+	defer outgoings.Put(o)
+	n.send(o, l2.MAC{}, from, to, outgoingPacket{proto: proto, payload: message})
+	n.flush(o)
 }
 
 // outgoingPacket is what goes into a packet to a machine.
@@ -59,11 +78,9 @@ type outgoingPacket struct {
 	virtio    l2.Virtio // if its checksum is needed
 }
 
-// send sends a packet straight to the machine's port, or by netstack: if it must be cut, or the machine be asked for its address.
-func (n *Network) send(mac l2.MAC, from, to netip.Addr, p outgoingPacket) {
-	if n.closed.Load() {
-		return
-	}
+// send puts a packet to those that go straight to the machine's port, or sends it by netstack: if it must be cut, or the machine
+// be asked for its address.
+func (n *Network) send(o *outgoing, mac l2.MAC, from, to netip.Addr, p outgoingPacket) {
 	known := mac != l2.MAC{}
 	if !known {
 		mac, known = n.stations.macOf(to)
@@ -74,30 +91,42 @@ func (n *Network) send(mac l2.MAC, from, to netip.Addr, p outgoingPacket) {
 		headers = ipv4Len
 	}
 	if headers+size > n.cfg.MTU || !known {
+		n.flush(o)
 		n.sendByStack(from, to, p)
 		return
 	}
-	o := outgoings.Get().(*outgoing)
-	b := append(append(append(o.head[:0], mac[:]...), n.cfg.MAC[:]...), 0, 0)
+	if o.n == outgoingSize {
+		n.flush(o)
+	}
+	i := o.n
+	o.n++
+	b := append(append(append(o.heads[i][:0], mac[:]...), n.cfg.MAC[:]...), 0, 0)
 	b = b[:ethLen+headers]
 	putIP(b[ethLen-2:], from, to, p.proto, size)
 	l4 := len(b)
 	b = append(b, p.header[:p.headerLen]...)
-	f := &o.frames[0]
+	f := &o.frames[i]
 	f.Head, f.Tail, f.Virtio = b, nil, p.virtio
 	if p.virtio.Flags&l2.NeedsCsum != 0 {
 		f.Virtio.CsumStart = uint16(l4)
 		binary.BigEndian.PutUint16(b[l4+int(p.virtio.CsumOffset):], pseudoSum(from, to, p.proto, size))
 	}
 	if len(p.payload) > 0 {
-		o.tail[0] = p.payload
-		f.Tail = o.tail[:]
+		o.tails[i][0] = p.payload
+		f.Tail = o.tails[i][:]
 	}
-	if n.sw.Send(o.frames[:]) > 0 {
-		n.link.lost.Add(1)
+}
+
+// flush sends what has been put together.
+func (n *Network) flush(o *outgoing) {
+	if o.n == 0 {
+		return
 	}
-	o.tail[0] = nil
-	outgoings.Put(o)
+	if full := n.sw.Send(o.frames[:o.n]); full > 0 {
+		n.link.lost.Add(uint64(full))
+	}
+	clear(o.tails[:o.n]) // the pool must not keep the payloads' memory
+	o.n = 0
 }
 
 // putIP writes an EtherType, and the header of an IP packet with size bytes in it that nobody may cut.

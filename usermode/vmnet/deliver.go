@@ -27,9 +27,9 @@ type guest struct {
 	known map[netip.Addr]*station
 	last  netip.Addr // the address that was sent from last
 	its   *station
-	flat  []byte    // a frame that came in pieces
-	p     packet    // the frame
-	parts [1][]byte // of a payload, for flows
+	flat  []byte           // a frame that came in pieces
+	p     packet           // the frame
+	burst [maxBurst][]byte // of datagrams, for flows
 }
 
 // Deliver takes frames of a machine's from the switch.
@@ -200,7 +200,7 @@ func (g *guest) take4(frames []l2.Frame) int {
 	case protoTCP:
 		return g.takeTCP(frames)
 	case protoUDP:
-		g.takeUDP(v)
+		return g.takeUDP(frames)
 	case protoICMP:
 		g.takeICMP()
 	default:
@@ -220,29 +220,36 @@ func (g *guest) fragmentOf(p *packet) {
 	g.toStack(protocolOf(p.src), p.frame)
 }
 
-// takeUDP takes a datagram: for a socket of the network's own, for the gateway, or for the world.
-func (g *guest) takeUDP(v l2.Virtio) {
+// takeUDP takes a datagram: for a socket of the network's own, for the gateway, or for the world, with those that follow it there. It
+// returns how many frames that was.
+func (g *guest) takeUDP(frames []l2.Frame) int {
 	p := &g.p
-	payload, ok := p.udp(v)
+	payload, ok := p.udp(frames[0].Virtio)
 	if !ok {
 		g.foreign.Add(1)
-		return
+		return 1
 	}
 	src, dst := p.ports()
 	if dst == portDHCP && p.dst == g.addresses.gateway {
 		g.askDHCP(payload)
-		return
+		return 1
 	}
 	from, to := netip.AddrPortFrom(p.src, src), netip.AddrPortFrom(p.dst, dst)
 	if g.sockets.deliver(from, to, g.addresses.isLocal(p.dst), payload) {
-		return
+		return 1
 	}
 	if g.addresses.isLocal(p.dst) {
 		g.toStack(protocolOf(p.src), p.frame) // which says that nobody listens
-		return
+		return 1
 	}
-	g.parts[0] = payload
-	g.flows.UDP(from, to, p.hops, p.frame[ethLen:p.l4+udpLen], g.parts[:])
+	hops, quoted := p.hops, p.frame[ethLen:p.l4+udpLen]
+	burst := append(g.burst[:0], payload)
+	if len(frames[0].Tail) == 0 { // else what is quoted would be overwritten
+		burst = g.datagrams(burst, frames[1:])
+	}
+	g.flows.UDP(from, to, hops, quoted, burst)
+	clear(burst)
+	return len(burst)
 }
 
 // takeICMP takes an echo request, or what a machine says about a packet that it got.

@@ -36,7 +36,7 @@ func (g *guest) take6(frames []l2.Frame) int {
 	case protoTCP:
 		return g.takeTCP(frames)
 	case protoUDP:
-		g.takeUDP(v)
+		return g.takeUDP(frames)
 	default:
 		g.foreign.Add(1)
 	}
@@ -96,5 +96,5 @@ func (g *guest) askDHCPv6(message []byte) {
 		return
 	}
 	src, _ := g.p.ports()
-	g.sendUDP(netip.AddrPortFrom(g.addresses.gatewayFor(g.p.src), portDHCPv6), netip.AddrPortFrom(g.p.src, src), answer)
+	g.sendUDP(netip.AddrPortFrom(g.addresses.gatewayFor(g.p.src), portDHCPv6), netip.AddrPortFrom(g.p.src, src), [][]byte{answer})
 }

@@ -260,6 +260,72 @@ func TestTrain(t *testing.T) {
 	}
 }
 
+// TestDatagrams: datagrams that follow each other become one burst, and nothing else does.
+func TestDatagrams(t *testing.T) {
+	n, port := lone(t)
+	g := n.guestOf(port)
+	client, server := netip.AddrPortFrom(guest4, 9), netip.MustParseAddrPort("203.0.113.9:9")
+	client6, server6 := netip.AddrPortFrom(guest6, 9), netip.MustParseAddrPort("[2001:db8::9]:9")
+	datagram := func(size int) []byte { return udpFrame(client, server, make([]byte, size)) }
+	datagram6 := func(size int) []byte { return udpFrame(client6, server6, make([]byte, size)) }
+	// changed has another byte in the IP header, whose sum is right.
+	changed := func(b []byte, at int, to byte) []byte {
+		b = slices.Clone(b)
+		b[ethLen+at] = to
+		if h := header.IPv4(b[ethLen:]); h[0]>>4 == 4 {
+			h.SetChecksum(0)
+			h.SetChecksum(^h.CalculateChecksum())
+		}
+		return b
+	}
+	damaged := datagram(100)
+	damaged[len(damaged)-1] ^= 1
+	other := udpFrame(client, netip.MustParseAddrPort("203.0.113.9:10"), make([]byte, 100))
+	for _, c := range []struct {
+		name   string
+		frames [][]byte
+		want   int
+	}{
+		{"one", [][]byte{datagram(100)}, 1},
+		{"in a row", slices.Repeat([][]byte{datagram(100)}, 3), 3},
+		{"IPv6", slices.Repeat([][]byte{datagram6(100)}, 3), 3},
+		{"a shorter one is the last", [][]byte{datagram(100), datagram(100), datagram(9), datagram(9)}, 3},
+		{"a longer one", [][]byte{datagram(100), datagram(101)}, 1},
+		{"one with nothing in it", [][]byte{datagram(100), datagram(0)}, 1},
+		{"nothing in the first", [][]byte{datagram(0), datagram(0)}, 1},
+		{"padding", [][]byte{datagram(100), append(datagram(9), 0, 0, 0)}, 2},
+		{"a wrong checksum", [][]byte{datagram(100), damaged}, 1},
+		{"another port", [][]byte{datagram(100), other}, 1},
+		{"another port of its own", [][]byte{datagram(100), udpFrame(netip.AddrPortFrom(guest4, 8), server, make([]byte, 100))}, 1},
+		{"another destination", [][]byte{datagram(100), udpFrame(client, netip.MustParseAddrPort("203.0.113.8:9"), make([]byte, 100))}, 1},
+		{"another version", [][]byte{datagram(100), datagram6(100)}, 1},
+		{"another class", [][]byte{datagram(100), changed(datagram(100), 1, 8)}, 1},
+		{"it may be cut", [][]byte{datagram(100), changed(datagram(100), 6, 0)}, 1},
+		{"a fragment", [][]byte{datagram(100), changed(datagram(100), 6, 0x20)}, 1},
+		{"another TTL", [][]byte{datagram(100), changed(datagram(100), 8, 3)}, 1},
+		{"another hop limit", [][]byte{datagram6(100), changed(datagram6(100), 7, 3)}, 1},
+		{"another flow label", [][]byte{datagram6(100), changed(datagram6(100), 3, 3)}, 1},
+		{"something else", [][]byte{datagram(100), tcpFrame(guest4, server.Addr(), 1, header.TCPFlagSyn, nil)}, 1},
+		{"only an Ethernet header", [][]byte{datagram(100), datagram(100)[:ethLen]}, 1},
+		{"more than one call takes", slices.Repeat([][]byte{datagram(1)}, 70), 64},
+		{"more than one packet takes", slices.Repeat([][]byte{datagram(1472)}, 50), 44},
+	} {
+		var frames []l2.Frame
+		for _, b := range c.frames {
+			frames = append(frames, l2.Frame{Head: b})
+		}
+		if !g.p.decode(c.frames[0]) {
+			t.Fatalf("%s: not IP", c.name)
+		}
+		if got := g.takeUDP(frames); got != c.want {
+			t.Errorf("%s: %d frames, want %d", c.name, got, c.want)
+		}
+		if slices.ContainsFunc(g.burst[:], func(b []byte) bool { return b != nil }) {
+			t.Errorf("%s: frames are kept", c.name)
+		}
+	}
+}
+
 // TestAddresses: what a configuration means, and which are none.
 func TestAddresses(t *testing.T) {
 	a := netip.MustParseAddr

@@ -177,6 +177,7 @@ func TestUDP(t *testing.T) {
 					t.Errorf("%s: %d of %d bytes, %v", to, n, size, err)
 				}
 			}
+			burst(t, c)
 			c.Close()
 		}
 		refused := m.mustDial("udp", netip.AddrPortFrom(gateway, 99))
@@ -187,6 +188,24 @@ func TestUDP(t *testing.T) {
 		inside.Close()
 		t.Cleanup(wg.Wait)
 	})
+}
+
+// burst sends datagrams of different lengths to an echo without waiting, and wants them back in their order.
+func burst(t *testing.T, c net.Conn) {
+	t.Helper()
+	const count = 60
+	data := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 1+i/20*400+i%20/19) }
+	for i := range count {
+		if _, err := c.Write(data(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 2000)
+	for i := range count {
+		if n, err := c.Read(buf); err != nil || !bytes.Equal(buf[:n], data(i)) {
+			t.Fatalf("%s: datagram %d of a burst: %d bytes, %v, want %d", c.RemoteAddr(), i, n, err, len(data(i)))
+		}
+	}
 }
 
 // TestListenTCP: a service is at the gateway's addresses, and nowhere else.

@@ -83,7 +83,7 @@ func (g *guest) askDHCP(message []byte) {
 	if a, ok := given(answer.Message); ok {
 		g.stations.assign(g, a, mac)
 	}
-	g.sendUDPTo(mac, netip.AddrPortFrom(g.addresses.gateway, portDHCP), answer.To, answer.Message)
+	g.sendUDPTo(mac, netip.AddrPortFrom(g.addresses.gateway, portDHCP), answer.To, [][]byte{answer.Message})
 }
 
 // given returns the address that an acknowledgement gives.

@@ -256,7 +256,7 @@ func TestSteadyState(t *testing.T) {
 	if got := testing.AllocsPerRun(1000, func() { n.Deliver(port, frames) }); got > 0 {
 		t.Errorf("%v allocations for each datagram of a machine", got)
 	}
-	payload := make([]byte, 1200)
+	payload := [][]byte{make([]byte, 1200)}
 	from, to := netip.AddrPortFrom(world, 9), netip.AddrPortFrom(guest4, 9)
 	if got := testing.AllocsPerRun(1000, func() { n.sendUDP(from, to, payload) }); got > 0 {
 		t.Errorf("%v allocations for each datagram to a machine", got)

@@ -103,3 +103,44 @@ func couple(first *packet, more []l2.Frame, size int) (head, body *buffer.View) 
 	}
 	return head, body
 }
+
+// maxBurst is how many datagrams are carried on at a time: what one system call takes.
+const maxBurst = 64
+
+// datagrams adds the payloads of the datagrams at the beginning of frames that continue g.p: between the same ports, and of the same
+// length, but for the last, which may be shorter.
+func (g *guest) datagrams(burst [][]byte, frames []l2.Frame) [][]byte {
+	first := g.p
+	size, total := len(burst[0]), len(burst[0])
+	for i := range frames {
+		f := &frames[i]
+		if len(burst) == maxBurst || len(f.Tail) > 0 || len(burst[len(burst)-1]) < size || !first.precedes(f.Head) {
+			break
+		}
+		p := &g.p
+		if !p.decode(f.Head) || p.fragment || p.proto != protoUDP || !bytes.Equal(p.addresses(), first.addresses()) {
+			break
+		}
+		payload, ok := p.udp(f.Virtio)
+		if !ok || !bytes.Equal(p.payload()[:4], first.payload()[:4]) || len(payload) == 0 || len(payload) > size {
+			break
+		}
+		if total += len(payload); total > maxPacket-ipv4Len-udpLen {
+			break
+		}
+		burst = append(burst, payload)
+	}
+	return burst
+}
+
+// precedes tells whether a frame has the same Ethernet header as p's, and the same of what an IP header says of how it is to be carried.
+func (p *packet) precedes(frame []byte) bool {
+	if len(frame) < p.l4 || !bytes.Equal(frame[:ethLen], p.frame[:ethLen]) {
+		return false
+	}
+	a, b := p.frame[ethLen:], frame[ethLen:]
+	if p.v4() {
+		return a[1] == b[1] && a[6] == b[6] && a[8] == b[8] // type of service, DF, TTL
+	}
+	return bytes.Equal(a[:4], b[:4]) && a[7] == b[7] // class and flow label, hop limit
+}

@@ -298,7 +298,7 @@ func (s *udpSocket) write(b []byte, from, to netip.AddrPort) (int, error) {
 	if len(b) > maxPacket-ipv4Len-udpLen {
 		return 0, s.error("write", syscall.EMSGSIZE)
 	}
-	s.n.sendUDP(from, to, b)
+	s.n.sendUDP(from, to, [][]byte{b})
 	return len(b), nil
 }
 
