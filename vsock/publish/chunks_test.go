@@ -136,11 +136,12 @@ func TestEndsThroughDevice(t *testing.T) {
 func TestCutThroughDevice(t *testing.T) {
 	g := newDeviceGateway(t, ServerConfig{})
 	c, _ := g.guest(newDevice(t, g).dial)
-	w := mustPublish(t, c, tcp(0), func(_ proxy.Header, conn net.Conn) {
-		io.WriteString(conn, "some")
-		conn.Close()
-	})
+	conns := make(chan net.Conn, 1)
+	w := mustPublish(t, c, tcp(0), func(_ proxy.Header, conn net.Conn) { conns <- conn })
 	conn := dialTCP(t, fmt.Sprintf("127.0.0.1:%d", w.HostPort()))
+	stream := <-conns // not before: connect(2) too would tell of a reset
+	io.WriteString(stream, "some")
+	stream.Close()
 	if got, err := io.ReadAll(conn); err == nil {
 		t.Errorf("%q, and it looks whole", got)
 	}
@@ -148,7 +149,7 @@ func TestCutThroughDevice(t *testing.T) {
 
 func TestChunks(t *testing.T) {
 	a, b := socketPair(t)
-	from, to := newChunked(a, a), newChunked(b, b)
+	from, to := newChunked(a, nil, a), newChunked(b, nil, b)
 	defer a.Close()
 	defer b.Close()
 	var want []byte
@@ -190,8 +191,20 @@ func FuzzChunks(f *testing.F) {
 			part := rest[:min(int(n), len(rest))]
 			want, rest = append(want, part...), rest[len(part):]
 		}
-		for _, in := range []io.Reader{bytes.NewReader(wire), iotest.OneByteReader(bytes.NewReader(wire))} {
-			got, err := io.ReadAll(newChunked(nil, in))
+		early := len(wire) / 3
+		socket, peer := socketPair(t)
+		defer socket.Close()
+		go func() { // in pieces
+			defer peer.Close()
+			for rest := wire; len(rest) > 0; rest = rest[(len(rest)+1)/2:] {
+				peer.Write(rest[:(len(rest)+1)/2])
+			}
+		}()
+		for _, c := range []*chunked{
+			newChunked(nil, nil, bytes.NewReader(wire)), newChunked(nil, nil, iotest.OneByteReader(bytes.NewReader(wire))),
+			newChunked(nil, wire[:early], bytes.NewReader(wire[early:])), newChunked(socket, nil, socket),
+		} {
+			got, err := io.ReadAll(iotest.HalfReader(c))
 			if !bytes.Equal(got, want) || whole != (err == nil) {
 				t.Errorf("%x: %x, %v; want %x, whole: %t", wire, got, err, want, whole)
 			}

@@ -249,7 +249,7 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 		return nil
 	}
 	if answer.Get(chunksHeader) != "" && !h.Datagram {
-		c := newChunked(conn, conn)
+		c := newChunked(conn, nil, conn)
 		c.patient = true
 		conn = c
 	}

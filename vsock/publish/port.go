@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -106,7 +105,7 @@ func (p *hostPort) serve(conn *net.TCPConn) error {
 	switch {
 	case err != nil:
 	case s.chunks:
-		s.conn = newChunked(s.conn, io.MultiReader(bytes.NewReader(s.early), s.conn))
+		s.conn = newChunked(s.conn, s.early, s.conn)
 	case len(s.early) > 0:
 		_, err = conn.Write(s.early)
 	}

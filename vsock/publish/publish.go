@@ -30,7 +30,7 @@
 //
 // with the last line in a session's answer only: its streams belong to whoever knows it. Other answers are errors, with the
 // reason as text: 403 for a secret that no session has (any more), 426 for another version, 503 where there are too many
-// sessions. Usernet-Guest is random; a session with the number of an older one takes its place, which ends first.
+// sessions, of the guest or at all. Usernet-Guest is random; a session with the number of an older one takes its place, which ends first.
 //
 // A session carries lines in both directions behind that: JSON objects of at most 4096 bytes, the line feed included. The guest asks,
 //

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -87,20 +88,60 @@ func (p *pair) direction(to, from net.Conn) {
 	}
 }
 
-// blocks are what carry copies by: large ones, for streams of hypervisors cost by the call.
-var blocks = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+// block is what carry copies by: large, for streams of hypervisors cost by the call.
+type block [chunkHead + blockSize]byte
 
-// carry copies until the end of from. It calls Read and Write by itself, because io.Copy would prefer methods of the
-// connections' that copy by smaller blocks where they cannot splice.
+const blockSize = 256 << 10
+
+var blocks = sync.Pool{New: func() any { return new(block) }}
+
+// source is where carry reads from.
+type source interface {
+	await() error // waits until there is something to read, where the system tells
+	Read(b []byte) (int, error)
+}
+
+func newSource(from io.Reader) source {
+	if c, ok := from.(*chunked); ok {
+		return c
+	}
+	return newInlet(from)
+}
+
+// sink is where carry writes to.
+type sink struct {
+	outlet *outlet
+	chunks bool
+}
+
+func newSink(to io.Writer) sink {
+	if c, ok := to.(*chunked); ok {
+		return sink{newOutlet(c.Conn), true}
+	}
+	return sink{newOutlet(to), false}
+}
+
+// send sends the n bytes of b that begin behind the room for a chunk's length.
+func (s sink) send(b *block, n int) error {
+	if !s.chunks {
+		return s.outlet.write(b[chunkHead : chunkHead+n])
+	}
+	binary.BigEndian.PutUint32(b[:], uint32(n))
+	return s.outlet.write(b[:chunkHead+n])
+}
+
+// carry copies until the end of from. It reads and writes by itself, because io.Copy would prefer methods of the connections' that
+// copy by smaller blocks where they cannot splice. Who has nothing to say has no block.
 func carry(to io.Writer, from io.Reader) error {
-	b := blocks.Get().(*[256 << 10]byte)
-	defer blocks.Put(b)
+	in, out := newSource(from), newSink(to)
 	for {
-		n, err := from.Read(b[:])
-		if n > 0 {
-			if _, err := to.Write(b[:n]); err != nil {
-				return err
-			}
+		err := in.await()
+		spliced := false
+		if err == nil {
+			spliced, err = sendSpliced(out, in)
+		}
+		if err == nil && !spliced {
+			err = copySome(out, in)
 		}
 		if err == io.EOF {
 			return nil
@@ -109,6 +150,19 @@ func carry(to io.Writer, from io.Reader) error {
 			return err
 		}
 	}
+}
+
+// copySome copies what there is.
+func copySome(out sink, in source) error {
+	b := blocks.Get().(*block)
+	defer blocks.Put(b)
+	n, err := in.Read(b[chunkHead:])
+	if n > 0 {
+		if err := out.send(b, n); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 var errNoHalfClose = errors.New("the connection has no end of one direction")

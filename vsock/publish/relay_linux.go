@@ -2,7 +2,6 @@ package publish
 
 import (
 	"net"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -33,28 +32,17 @@ func (k *kernel) close() { k.group.Close() }
 
 // Descriptor returns a non-blocking descriptor of a stream's own socket, beside the one that conn keeps, for those who would
 // rather splice; the caller closes both. It has none of what is more than a socket.
+//
+// AF_VSOCK has no splice of its own, and yet splice(2) takes it: the kernel copies.
 func Descriptor(conn net.Conn) (fd int, ok bool) {
-	var sc syscall.Conn
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		sc = c
-	case *net.UnixConn:
-		sc = c
-	default:
-		// AF_VSOCK has no splice of its own, and yet splice(2) takes it: the kernel copies.
-		s, is := conn.(syscall.Conn)
-		if !is || conn.LocalAddr().Network() != "vsock" {
-			return -1, false
-		}
-		sc = s
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
+	raw := rawConn(conn)
+	if raw == nil {
 		return -1, false
 	}
-	err = raw.Control(func(n uintptr) {
-		fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0)
-		ok = err == nil
+	err := raw.Control(func(n uintptr) {
+		var dupErr error
+		fd, dupErr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0)
+		ok = dupErr == nil
 	})
 	return fd, ok && err == nil
 }

@@ -31,9 +31,10 @@ type ServerConfig struct {
 
 // Limits bound what guests may use. Zero values mean the defaults.
 type Limits struct {
-	Sessions int // at a time: 64
-	Ports    int // of one session: 4096
-	Conns    int // connections and UDP flows of one session at a time: 8192
+	Sessions      int // at a time: 64
+	GuestSessions int // of those, of what ServerConfig.Guest calls one guest: 8; without Guest nobody is told apart
+	Ports         int // of one session: 4096
+	Conns         int // connections and UDP flows of one session at a time: 8192
 }
 
 // Server opens ports on the host for guests: for whoever can send it requests, so its handler belongs on listeners that
@@ -46,7 +47,7 @@ type Server struct {
 	mu       sync.Mutex
 	closed   bool
 	sessions map[string]*session // by their secret
-	joining  int                 // sessions that are waiting for an older one of theirs to end
+	joining  map[string]int      // sessions of a guest that are waiting for an older one of theirs to end
 	ports    map[slot][]*hostPort
 	running  sync.WaitGroup // sessions
 }
@@ -64,8 +65,10 @@ func NewServer(cfg ServerConfig) *Server {
 	cfg.Limits.Conns = cmp.Or(cfg.Limits.Conns, 8192)
 	if cfg.Guest == nil {
 		cfg.Guest = remoteAddr
+		cfg.Limits.GuestSessions = cfg.Limits.Sessions
 	}
-	return &Server{cfg: cfg, endsOneWay: endsOneWay, sessions: make(map[string]*session), ports: make(map[slot][]*hostPort)}
+	cfg.Limits.GuestSessions = cmp.Or(cfg.Limits.GuestSessions, 8)
+	return &Server{cfg: cfg, endsOneWay: endsOneWay, sessions: make(map[string]*session), joining: make(map[string]int), ports: make(map[slot][]*hostPort)}
 }
 
 func remoteAddr(r *http.Request) string {
@@ -206,22 +209,37 @@ func (s *Server) begin(number, guest string) (*session, error) {
 		if older == nil {
 			break
 		}
-		if s.joining >= s.cfg.Limits.Sessions {
-			return nil, fmt.Errorf("too many sessions, there are %d", len(s.sessions))
+		if n := s.joining[guest]; n >= s.cfg.Limits.GuestSessions {
+			return nil, fmt.Errorf("too many sessions, %d of %s wait for older ones to end", n, guest)
 		}
 		older.stop()
-		s.joining++
+		s.joining[guest]++
 		s.mu.Unlock()
 		<-older.ended
 		s.mu.Lock()
-		s.joining--
+		if s.joining[guest]--; s.joining[guest] == 0 {
+			delete(s.joining, guest)
+		}
 	}
 	if len(s.sessions) >= s.cfg.Limits.Sessions {
 		return nil, fmt.Errorf("too many sessions, there are %d", len(s.sessions))
 	}
+	if n := s.countLocked(guest); n >= s.cfg.Limits.GuestSessions {
+		return nil, fmt.Errorf("too many sessions, %s has %d", guest, n)
+	}
 	s.sessions[x.secret] = x
 	s.running.Add(1)
 	return x, nil
+}
+
+// countLocked counts the sessions of a guest.
+func (s *Server) countLocked(guest string) (n int) {
+	for _, x := range s.sessions {
+		if x.guest == guest {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *Server) ofLocked(number string) *session {
