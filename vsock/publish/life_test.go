@@ -91,6 +91,31 @@ func TestLostPort(t *testing.T) {
 	talk(t, "127.0.0.1:8080", "x")
 }
 
+// TestPublishAgain: a guest that closes its last port lets go of the streams that stand, and none of those is for a client of the port
+// that it publishes next.
+func TestPublishAgain(t *testing.T) {
+	for name, device := range map[string]bool{"socket": false, "device": true} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, ServerConfig{})
+			dial := g.dial
+			if device {
+				g.stop()
+				g = newDeviceGateway(t, ServerConfig{})
+				dial = newDevice(t, g).dial
+			}
+			c, _ := g.guest(dial)
+			s := newServer(t)
+			for range 100 {
+				w := mustPublish(t, c, tcp(0), s.handle)
+				talk(t, fmt.Sprintf("127.0.0.1:%d", w.HostPort()), "hello")
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // A guest's new session ends its old one, of which the host may not know that it is dead.
 func TestSameGuestTwice(t *testing.T) {
 	g := newGateway(t, ServerConfig{Limits: Limits{Sessions: 1}})

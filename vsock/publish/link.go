@@ -182,7 +182,9 @@ func (c *Client) keep(ctx context.Context, l *link) {
 	}
 }
 
-// standBy keeps one stream standing while anything is published, until the session ends.
+// standBy keeps one stream standing while anything is published, until the session ends. It is the host that closes those that stand when
+// nothing is published any more: of a stream that the guest had closed, the host might not know yet when it has a client for the
+// next port.
 func (c *Client) standBy(ctx context.Context, l *link) {
 	wait := shortestWait
 	for ctx.Err() == nil {
@@ -197,11 +199,7 @@ func (c *Client) standBy(ctx context.Context, l *link) {
 		if want.Err() != nil {
 			continue
 		}
-		streamCtx, cancel := context.WithCancel(want)
-		stop := context.AfterFunc(ctx, cancel)
-		err := c.stream(streamCtx, l)
-		stop()
-		cancel()
+		err := c.stream(ctx, l)
 		if err == nil || ctx.Err() != nil || want.Err() != nil {
 			wait = shortestWait
 			continue

@@ -96,16 +96,28 @@ func (p *pool) take(done <-chan struct{}, deadline time.Time) (stream, error) {
 	return stream{}, ErrClosed
 }
 
+// clear ends what stands.
+func (p *pool) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clearLocked()
+}
+
+func (p *pool) clearLocked() {
+	for _, s := range p.standing {
+		s.conn.Close()
+	}
+	p.standing = nil
+}
+
 // close ends what stands and who waits.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	for _, s := range p.standing {
-		s.conn.Close()
-	}
+	p.clearLocked()
 	for _, w := range p.waiting {
 		close(w)
 	}
-	p.standing, p.waiting = nil, nil
+	p.waiting = nil
 }

@@ -61,10 +61,10 @@
 // closes the stream at once, and the other side resets the connection as soon as it cannot deliver. With Usernet-Chunks, the bytes
 // travel in chunks, each behind its length, 32 bits with the high byte first, 16 MiB at most; one of no bytes ends the direction, and
 // a stream that ends without one was cut short. When both directions have ended, the host closes the stream, and the guest after it.
-// On a stream of UDP, with chunks or without, both sides send
-// datagrams, each behind its length, 16 bits with the high byte first; either side closes it when nothing has passed for 90
-// seconds. The guest keeps a few streams standing while it publishes anything, and replaces what was used. When none is there, the host
-// lets connections wait for a while.
+// On a stream of UDP, with chunks or without, both sides send datagrams, each behind its length, 16 bits with the high byte first; either
+// side closes it when nothing has passed for 90 seconds. The guest keeps a few streams standing while it publishes anything, and replaces
+// what was used; it is the host that closes them when the guest's last port is closed. When none is there, the host lets connections
+// wait for a while.
 package publish
 
 import (

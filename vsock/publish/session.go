@@ -72,6 +72,9 @@ func (x *session) answer(q message) message {
 	default:
 		err = fmt.Errorf("%w: operation %.32q", usernet.ErrInvalid, q.Op)
 	}
+	if len(x.ports) == 0 {
+		x.pool.clear()
+	}
 	if err != nil {
 		a.Error, a.Taken = err.Error(), errors.Is(err, usernet.ErrPortTaken)
 		return a
