@@ -1,7 +1,7 @@
 package tcprelay
 
 import (
-	"net"
+	"io"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -19,7 +19,7 @@ type inflow interface {
 // readInflow is the inflow of anything that can be read. It reads into a block of its own, which netstack then copies: a small
 // one while little comes, so that an idle connection holds little.
 type readInflow struct {
-	conn  net.Conn
+	conn  io.Reader
 	small *[relayHead]byte  // one of
 	large *[relayChunk]byte // these two
 	rest  []byte            // of what was read
@@ -29,7 +29,7 @@ type readInflow struct {
 
 var smallBlocks = sync.Pool{New: func() any { return new([relayHead]byte) }}
 
-func newReadInflow(c net.Conn) *readInflow { return &readInflow{conn: c} }
+func newReadInflow(c io.Reader) *readInflow { return &readInflow{conn: c} }
 
 func (in *readInflow) wait() error {
 	in.drop()

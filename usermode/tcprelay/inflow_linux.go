@@ -11,7 +11,7 @@ import (
 )
 
 // newInflow returns what comes from c. Types that embed a socket may read in a way of their own, so they are not taken for one.
-func newInflow(c net.Conn) (inflow, error) {
+func newInflow(c io.Reader) (inflow, error) {
 	var raw syscall.RawConn
 	var err error
 	switch c := c.(type) {
@@ -19,6 +19,8 @@ func newInflow(c net.Conn) (inflow, error) {
 		raw, err = c.SyscallConn()
 	case *net.UnixConn:
 		raw, err = c.SyscallConn()
+	case *socket:
+		raw = c.raw
 	default:
 		return newReadInflow(c), nil
 	}

@@ -2,7 +2,7 @@
 
 package tcprelay
 
-import "net"
+import "io"
 
 // newInflow returns what comes from c.
-func newInflow(c net.Conn) (inflow, error) { return newReadInflow(c), nil }
+func newInflow(c io.Reader) (inflow, error) { return newReadInflow(c), nil }

@@ -1,6 +1,7 @@
 package tcprelay
 
 import (
+	"io"
 	"net"
 	"syscall"
 
@@ -18,7 +19,7 @@ type vector struct {
 }
 
 // writeTo writes the segments: to a socket as they are, to anything else in large pieces.
-func (b *batch) writeTo(host net.Conn) error {
+func (b *batch) writeTo(host io.Writer) error {
 	var raw syscall.RawConn
 	var err error
 	switch c := host.(type) {
@@ -26,6 +27,8 @@ func (b *batch) writeTo(host net.Conn) error {
 		raw, err = c.SyscallConn()
 	case *net.UnixConn:
 		raw, err = c.SyscallConn()
+	case *socket:
+		raw = c.raw
 	default:
 		return b.writeChunks(host)
 	}

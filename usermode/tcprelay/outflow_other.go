@@ -2,7 +2,10 @@
 
 package tcprelay
 
-import "net"
+import (
+	"io"
+	"net"
+)
 
 // vector is not needed: package net has its own.
 type vector struct{}
@@ -10,7 +13,7 @@ type vector struct{}
 func (*vector) reset() {}
 
 // writeTo writes the segments: to a socket as they are, to anything else in large pieces.
-func (b *batch) writeTo(host net.Conn) error {
+func (b *batch) writeTo(host io.Writer) error {
 	switch host.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		b.rest = b.segments

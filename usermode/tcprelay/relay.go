@@ -32,18 +32,28 @@ const (
 type relay struct {
 	ep    tcpip.Endpoint
 	queue *waiter.Queue
-	host  net.Conn
+	host  conn
 	level *atomic.Int32 // how many times its buffers are halved
+	crew  *crew
 	near  atomic.Bool
+	ended atomic.Bool // all that the host sends has been taken
 
 	once    sync.Once
 	stopped chan struct{} // closed by abort
 }
 
+// conn is a connection of the host's: a net.Conn, of which nobody asks the addresses.
+type conn interface {
+	io.ReadWriteCloser
+	SetDeadline(time.Time) error
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
 var errReset = errors.New("connection reset")
 
-func newRelay(ep tcpip.Endpoint, queue *waiter.Queue, host net.Conn, level *atomic.Int32) *relay {
-	return &relay{ep: ep, queue: queue, host: host, level: level, stopped: make(chan struct{})}
+func newRelay(ep tcpip.Endpoint, queue *waiter.Queue, host conn, level *atomic.Int32, c *crew) *relay {
+	return &relay{ep: ep, queue: queue, host: host, level: level, crew: c, stopped: make(chan struct{})}
 }
 
 // run relays until both sides have closed, one was reset, or ctx is done. It closes both.
@@ -55,7 +65,9 @@ func (r *relay) run(ctx context.Context) {
 	defer r.queue.EventUnregister(&watch)
 
 	var up sync.WaitGroup
-	up.Go(func() {
+	up.Add(1)
+	r.crew.do(func() {
+		defer up.Done()
 		if r.up() != nil {
 			r.abort()
 		}
@@ -82,10 +94,15 @@ func (r *relay) run(ctx context.Context) {
 // reset closes both sides with a reset, so that neither takes a broken-off transfer for a complete one.
 func (r *relay) reset() {
 	r.ep.Abort()
-	if c, ok := r.host.(interface{ SetLinger(sec int) error }); ok {
+	reset(r.host)
+}
+
+// reset closes a connection of the host with a reset, if it is one that can.
+func reset(host conn) {
+	if c, ok := host.(interface{ SetLinger(sec int) error }); ok {
 		c.SetLinger(0)
 	}
-	r.host.Close()
+	host.Close()
 }
 
 // abort makes both directions stop where they are.
@@ -148,8 +165,11 @@ func (r *relay) up() error {
 	}
 }
 
-// closeWrite tells the host that the client has ended.
+// closeWrite tells the host that the client has ended. Where the host has ended too, run's Close does.
 func (r *relay) closeWrite() error {
+	if r.ended.Load() {
+		return nil
+	}
 	if c, ok := r.host.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
@@ -193,7 +213,7 @@ type batch struct {
 }
 
 // writeChunks writes the segments in large pieces.
-func (b *batch) writeChunks(host net.Conn) error {
+func (b *batch) writeChunks(host io.Writer) error {
 	b.rest = b.segments
 	chunk := chunks.Get().(*[relayChunk]byte)
 	defer chunks.Put(chunk)
@@ -254,6 +274,7 @@ func (r *relay) down() error {
 			return err
 		}
 	}
+	r.ended.Store(true)
 	if r.ep.Shutdown(tcpip.ShutdownWrite) != nil {
 		return errReset
 	}

@@ -92,7 +92,8 @@ type Relays struct {
 
 	ctx    context.Context // done: no new connections, and those there are end
 	cancel context.CancelFunc
-	joined sync.WaitGroup // handlers, from the SYN on
+	joined sync.WaitGroup // handlers, from the SYN on, and the crew
+	crew   crew
 	relays sync.WaitGroup // those of them that relay, and Join
 
 	mu     sync.Mutex
@@ -119,6 +120,7 @@ func New(st *stack.Stack, cfg Config) *Relays {
 	// Plain TCP, which is what the client asked for, whatever GODEBUG=multipathtcp says.
 	t.dialer.SetMultipathTCP(false)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.crew = newCrew(t.ctx.Done(), &t.joined)
 	t.forwarder = tcp.NewForwarder(st, 0, cfg.Limits.Handshakes, t.handle)
 	return t
 }
@@ -168,13 +170,20 @@ func (t *Relays) begin(wg *sync.WaitGroup) bool {
 	return !t.closed
 }
 
-// handle sees to one connection until its end. The forwarder calls it in a goroutine of its own.
+// handle is called by the forwarder, in a goroutine of its own.
 func (t *Relays) handle(r *tcp.ForwarderRequest) {
 	if !t.begin(&t.joined) {
 		r.Complete(false)
 		return
 	}
-	defer t.joined.Done()
+	t.crew.do(func() {
+		defer t.joined.Done()
+		t.serve(r)
+	})
+}
+
+// serve sees to one connection until its end.
+func (t *Relays) serve(r *tcp.ForwarderRequest) {
 	holder := t.cfg.Holder(addrOf(r.ID().RemoteAddress))
 	if !t.made.Take(holder) {
 		r.Complete(true)
@@ -202,8 +211,8 @@ func (t *Relays) Join(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queu
 	t.join(ctx, ep, queue, host)
 }
 
-func (t *Relays) join(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host net.Conn) {
-	r := newRelay(ep, queue, host, &t.level)
+func (t *Relays) join(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host conn) {
+	r := newRelay(ep, queue, host, &t.level, &t.crew)
 	if !t.begin(&t.relays) {
 		r.reset()
 		return
@@ -220,7 +229,7 @@ func (t *Relays) join(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queu
 // That answer is always a reset, whatever was wrong with the host's dial. For a SYN without an answer a client
 // would wait minutes, and the ICMP errors that say "unreachable" are hints that Linux keeps to itself until its
 // retries are used up (RFC 1122, 4.2.3.9). A reset lets the application try its next address now.
-func (t *Relays) connect(r *tcp.ForwarderRequest) (tcpip.Endpoint, *waiter.Queue, net.Conn) {
+func (t *Relays) connect(r *tcp.ForwarderRequest) (tcpip.Endpoint, *waiter.Queue, conn) {
 	id := r.ID()
 	addr, ok := t.cfg.Resolve(addrOf(id.LocalAddress))
 	if !ok {
@@ -228,23 +237,21 @@ func (t *Relays) connect(r *tcp.ForwarderRequest) (tcpip.Endpoint, *waiter.Queue
 		return nil, nil, nil
 	}
 	dst := netip.AddrPortFrom(addr, id.LocalPort)
-	// Not DialTCP: it binds to no address and port 0, and a port that was chosen before the destination is known is one that no other
-	// connection of the host's can have.
-	conn, err := t.dialer.DialContext(t.ctx, "tcp", dst.String())
+	// Without binding to an address and port 0 first, as DialTCP does: a port that is chosen before the destination is known is one that no
+	// other connection of the host's can have.
+	host, err := t.dial(dst)
 	if err != nil {
 		t.cfg.Log.Debug("dial for a client", "client", addrOf(id.RemoteAddress), "err", err)
 		r.Complete(true)
 		return nil, nil, nil
 	}
-	host := conn.(*net.TCPConn)
 	queue := new(waiter.Queue)
 	giveUp := time.AfterFunc(t.cfg.Limits.Handshake, func() { t.abortHandshake(id) })
 	ep, terr := r.CreateEndpoint(queue)
 	giveUp.Stop()
 	r.Complete(terr != nil)
 	if terr != nil {
-		host.SetLinger(0) // what the host's end learns is what happened: nobody there
-		host.Close()
+		reset(host) // what the host's end learns is what happened: nobody there
 		return nil, nil, nil
 	}
 	return ep, queue, host
