@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // What one sendmsg(2) with UDP_SEGMENT may carry: udp(7), UDP_MAX_SEGMENTS in linux/udp.h.
@@ -61,7 +63,7 @@ func (b *burst) flush() {
 	if b.n > 1 {
 		f.path.set(f.fd, f.key.dst.Addr().Is4(), b.hops, b.whole)
 		switch err := b.send(f.fd); err {
-		case 0:
+		case nil:
 			return
 		case unix.EAGAIN, unix.ENOBUFS:
 			f.table.dropped.Add(uint64(b.n))
@@ -79,7 +81,7 @@ func (b *burst) flush() {
 }
 
 // send is sendmsg(2) with UDP_SEGMENT, and without the allocations of package unix.
-func (b *burst) send(fd int) unix.Errno {
+func (b *burst) send(fd int) error {
 	c := (*unix.Cmsghdr)(unsafe.Pointer(&b.control))
 	c.Level, c.Type = unix.IPPROTO_UDP, segmentOption
 	c.SetLen(unix.CmsgLen(2))
@@ -89,10 +91,5 @@ func (b *burst) send(fd int) unix.Errno {
 	b.msg = unix.Msghdr{Iov: &b.iovec, Control: &b.control[0]}
 	b.msg.SetIovlen(1)
 	b.msg.SetControllen(unix.CmsgSpace(2))
-	for {
-		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.msg)), unix.MSG_DONTWAIT)
-		if errno != unix.EINTR {
-			return errno
-		}
-	}
+	return nonblock.Sendmsg(fd, &b.msg)
 }

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // echoBuffer is for what waits to be sent: requests to neighbours that are not there stay for three seconds, and others
@@ -176,7 +178,7 @@ func (s *echoSocket) send(d *datagram, seq uint16, host netip.Addr) bool {
 	}
 	for range 3 {
 		err := s.sendTo(host, s.header[:], d.payload[0], d.payload[1])
-		if err == 0 {
+		if err == nil {
 			return true
 		}
 		mtu := s.readErrors()
@@ -199,7 +201,7 @@ func (s *echoSocket) reject(e icmpError, d *datagram) {
 }
 
 // sendTo is sendmsg(2) without the allocations of package unix.
-func (s *echoSocket) sendTo(host netip.Addr, parts ...[]byte) unix.Errno {
+func (s *echoSocket) sendTo(host netip.Addr, parts ...[]byte) error {
 	iovecs := s.iovecs[:0]
 	for _, p := range parts {
 		if len(p) > 0 {
@@ -217,12 +219,7 @@ func (s *echoSocket) sendTo(host netip.Addr, parts ...[]byte) unix.Errno {
 		s.name = unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: host.As16()}
 		s.msg.Namelen = unix.SizeofSockaddrInet6
 	}
-	for {
-		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msg)), unix.MSG_DONTWAIT)
-		if errno != unix.EINTR {
-			return errno
-		}
-	}
+	return nonblock.Sendmsg(s.fd, &s.msg)
 }
 
 // ready sends replies on.

@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // exit is what UDP flows and the echo relay have in common: the TUN that they answer to, the poller of their sockets
@@ -104,15 +106,10 @@ func roomy(fd, force, option, size int) {
 
 // write sends the parts as one datagram on a connected socket. It does not wait.
 func write(fd int, parts *[2][]byte) error {
-	for {
-		var err error
-		if len(parts[1]) == 0 {
-			_, err = unix.Write(fd, parts[0])
-		} else {
-			_, err = unix.Writev(fd, parts[:])
-		}
-		if err != unix.EINTR {
-			return err
-		}
+	if len(parts[1]) == 0 {
+		return nonblock.Send(fd, parts[0]) // of nothing at all, writev(2) makes no datagram
 	}
+	iovs := [2]unix.Iovec{nonblock.Iovec(parts[0]), nonblock.Iovec(parts[1])}
+	_, err := nonblock.Writev(fd, iovs[:])
+	return err
 }

@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 const (
@@ -17,16 +19,9 @@ const (
 	headroom = virtioHdrLen + ipv6HdrLen + udpHdrLen
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	n   uint32
-	_   [4]byte
-}
-
 // inbox is where datagrams are received. It is used again for the next ones.
 type inbox struct {
-	headers [inboxSize]mmsghdr
+	headers [inboxSize]nonblock.Message
 	iovecs  [inboxSize]unix.Iovec
 	names   [inboxSize]unix.RawSockaddrInet6 // holds an IPv4 address as well
 	buffers [inboxSize][]byte
@@ -39,7 +34,7 @@ func newInbox() *inbox {
 		in.buffers[i] = make([]byte, headroom+maxDatagram)
 		in.iovecs[i].Base = &in.buffers[i][headroom]
 		in.iovecs[i].SetLen(maxDatagram)
-		h := &in.headers[i].hdr
+		h := &in.headers[i].Hdr
 		h.Iov = &in.iovecs[i]
 		h.SetIovlen(1)
 		h.Name = (*byte)(unsafe.Pointer(&in.names[i]))
@@ -50,22 +45,13 @@ func newInbox() *inbox {
 // receive takes what the socket has, up to inboxSize datagrams, and returns their number.
 func (in *inbox) receive(fd int) (int, error) {
 	for i := range in.headers {
-		in.headers[i].hdr.Namelen = unix.SizeofSockaddrInet6
+		in.headers[i].Hdr.Namelen = unix.SizeofSockaddrInet6
 	}
-	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.headers)), inboxSize, unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
+	return nonblock.Recvmmsg(fd, in.headers[:])
 }
 
 // datagram is the i-th of those received, with headroom bytes in front of it.
-func (in *inbox) datagram(i int) []byte { return in.buffers[i][:headroom+int(in.headers[i].n)] }
+func (in *inbox) datagram(i int) []byte { return in.buffers[i][:headroom+int(in.headers[i].Len)] }
 
 // from is the address that the i-th one came from.
 func (in *inbox) from(i int) netip.Addr { return rawAddr(&in.names[i]) }

@@ -15,6 +15,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // link is a TUN as a netstack link endpoint. Packets go through it whole in both directions, up to 64 KiB of TCP at a
@@ -34,8 +36,8 @@ type link struct {
 
 	// SYN-ACKs on their way to the TUN: see postpone.
 	handshakes chan *stack.PacketBuffer
-	closed     chan struct{}                            // ends sendPostponed
-	writev     func(fd int, iovs [][]byte) (int, error) // unix.Writev
+	closed     chan struct{}                                // ends sendPostponed
+	writev     func(fd int, iovs []unix.Iovec) (int, error) // nonblock.Writev
 
 	mtu        atomic.Uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
@@ -56,7 +58,7 @@ var (
 func newLink(raw syscall.RawConn, cfg netstackConfig) *link {
 	l := &link{
 		raw: raw, offload: cfg.Offload, sources: cfg.Sources, log: cfg.Log,
-		handshakes: make(chan *stack.PacketBuffer, 256), closed: make(chan struct{}), writev: unix.Writev,
+		handshakes: make(chan *stack.PacketBuffer, 256), closed: make(chan struct{}), writev: nonblock.Writev,
 	}
 	l.mtu.Store(uint32(cfg.MTU))
 	return l
@@ -142,8 +144,8 @@ const (
 type receiver struct {
 	hdr        [virtioHdrLen]byte
 	head, body *buffer.View
-	iovs       [][]byte // hdr, head, body
-	n          int      // bytes in the frame, virtio header included
+	iovs       [3]unix.Iovec // hdr, head, body
+	n          int           // bytes in the frame, virtio header included
 	err        error
 	frame      frame // for those who look at it before netstack
 	poller     *poller
@@ -152,7 +154,7 @@ type receiver struct {
 
 func newReceiver(p *poller) *receiver {
 	r := &receiver{poller: p, head: buffer.NewViewSize(headSize), body: buffer.NewViewSize(bodySize)}
-	r.iovs = [][]byte{r.hdr[:], r.head.AsSlice(), r.body.AsSlice()}
+	r.iovs = [...]unix.Iovec{nonblock.Iovec(r.hdr[:]), nonblock.Iovec(r.head.AsSlice()), nonblock.Iovec(r.body.AsSlice())}
 	r.readFn = r.read
 	return r
 }
@@ -165,7 +167,7 @@ func (r *receiver) release() {
 // read reads one frame, when there is one. It is a syscall.RawConn's callback; it never asks to be called again.
 func (r *receiver) read(fd uintptr) bool {
 	for !r.poller.stopped.Load() {
-		r.n, r.err = ignoringEINTR(func() (int, error) { return unix.Readv(int(fd), r.iovs) })
+		r.n, r.err = nonblock.Readv(int(fd), r.iovs[:])
 		if r.err != unix.EAGAIN {
 			return true
 		}
@@ -180,11 +182,11 @@ func (r *receiver) read(fd uintptr) bool {
 
 // start is the packet's beginning, as much as there is in the first buffer.
 func (r *receiver) start() []byte {
-	return r.iovs[1][:min(max(r.n-virtioHdrLen, 0), headSize)]
+	return r.head.AsSlice()[:min(max(r.n-virtioHdrLen, 0), headSize)]
 }
 
 // rest is what of the packet did not fit into the first buffer.
-func (r *receiver) rest() []byte { return r.iovs[2][:max(r.n-virtioHdrLen-headSize, 0)] }
+func (r *receiver) rest() []byte { return r.body.AsSlice()[:max(r.n-virtioHdrLen-headSize, 0)] }
 
 // take returns the packet and gets the receiver ready for the next one.
 func (r *receiver) take() buffer.Buffer {
@@ -197,38 +199,29 @@ func (r *receiver) take() buffer.Buffer {
 	r.head.CapLength(len(start))
 	b := buffer.MakeWithView(r.head)
 	r.head = buffer.NewViewSize(headSize)
-	r.iovs[1] = r.head.AsSlice()
+	r.iovs[1] = nonblock.Iovec(r.head.AsSlice())
 
 	rest := r.n - virtioHdrLen - headSize
 	switch {
 	case rest <= 0:
 	case rest <= bodySize/2: // a smaller chunk holds it
 		v := buffer.NewView(rest)
-		v.Write(r.iovs[2][:rest])
+		v.Write(r.rest())
 		b.Append(v)
 	default:
 		r.body.CapLength(rest)
 		b.Append(r.body)
 		r.body = buffer.NewViewSize(bodySize)
-		r.iovs[2] = r.body.AsSlice()
+		r.iovs[2] = nonblock.Iovec(r.body.AsSlice())
 	}
 	return b
-}
-
-func ignoringEINTR(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
 }
 
 // sender writes one packet.
 type sender struct {
 	link    *link
 	hdr     [virtioHdrLen]byte
-	iovs    [][]byte
+	iovs    []unix.Iovec
 	err     error
 	writeFn func(fd uintptr) bool // write; made once
 }
@@ -252,7 +245,7 @@ func (s *sender) release() {
 }
 
 func (s *sender) write(fd uintptr) bool {
-	_, s.err = ignoringEINTR(func() (int, error) { return s.link.writev(int(fd), s.iovs) })
+	_, s.err = s.link.writev(int(fd), s.iovs)
 	return s.err != unix.EAGAIN
 }
 
@@ -332,7 +325,7 @@ func (s *sender) send(pkt *stack.PacketBuffer) {
 		return
 	}
 	hdr.encode(s.hdr[:])
-	s.iovs = append(s.iovs[:0], s.hdr[:])
+	s.iovs = append(s.iovs[:0], nonblock.Iovec(s.hdr[:]))
 	views, skip := pkt.AsViewList()
 	for v := views.Front(); v != nil; v = v.Next() {
 		b := v.AsSlice()
@@ -340,7 +333,7 @@ func (s *sender) send(pkt *stack.PacketBuffer) {
 			skip -= len(b)
 			continue
 		}
-		s.iovs = append(s.iovs, b[skip:])
+		s.iovs = append(s.iovs, nonblock.Iovec(b[skip:]))
 		skip = 0
 	}
 	err := s.flush()
@@ -365,7 +358,7 @@ func (s *sender) sendCut(pkt *stack.PacketBuffer) {
 	defer packets.Put(b)
 	virtioHdr{}.encode(s.hdr[:])
 	ok := segments(flatten(b[:], pkt), int(pkt.GSOOptions.MSS), func(headers, payload []byte) {
-		s.iovs = append(s.iovs[:0], s.hdr[:], headers, payload)
+		s.iovs = append(s.iovs[:0], nonblock.Iovec(s.hdr[:]), nonblock.Iovec(headers), nonblock.Iovec(payload))
 		if s.flush() != nil {
 			s.link.lost.Add(1)
 		}
@@ -381,7 +374,7 @@ func (s *sender) sendCut(pkt *stack.PacketBuffer) {
 func (l *link) inject(frame []byte) error {
 	s := l.sender()
 	defer s.release()
-	s.iovs = append(s.iovs[:0], frame)
+	s.iovs = append(s.iovs[:0], nonblock.Iovec(frame))
 	return s.flush()
 }
 

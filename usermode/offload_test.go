@@ -8,12 +8,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // runCarrier runs a carrier on a TUN in a namespace of its own, after set has changed it.
@@ -57,11 +59,11 @@ func TestKernelRefusesSegmentation(t *testing.T) {
 	var l *link
 	b := runCarrier(t, cfg, func(c *carrier) {
 		l = c.link
-		l.writev = func(fd int, iovs [][]byte) (int, error) {
-			if hdr, err := decodeVirtio(iovs[0]); err == nil && hdr.gsoType != 0 && refuses.Load() {
+		l.writev = func(fd int, iovs []unix.Iovec) (int, error) {
+			if hdr, err := decodeVirtio(unsafe.Slice(iovs[0].Base, iovs[0].Len)); err == nil && hdr.gsoType != 0 && refuses.Load() {
 				return 0, unix.EINVAL
 			}
-			return unix.Writev(fd, iovs)
+			return nonblock.Writev(fd, iovs)
 		}
 	})
 	const size = 8 << 20

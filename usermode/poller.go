@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 // poller waits for the TUN and for the sockets of UDP flows and echo requests, all in one epoll(7) set: the goroutine
@@ -170,7 +172,12 @@ func (p *poller) poll(timeout int) (readable bool, err error) {
 	if p.idle != nil {
 		p.idle()
 	}
-	n, err := unix.EpollWait(p.epoll, p.events[:], timeout)
+	var n int
+	if timeout == 0 {
+		n, err = nonblock.EpollReady(p.epoll, p.events[:])
+	} else {
+		n, err = unix.EpollWait(p.epoll, p.events[:], timeout)
+	}
 	if err == unix.EINTR {
 		return false, nil
 	}

@@ -94,8 +94,11 @@ func TestLongPath(t *testing.T) {
 		return false
 	}
 	t.Run("up", func(t *testing.T) {
-		rate := make(chan int64)
-		to := listenTCP(t, host4.Addr(), func(c *net.TCPConn) { rate <- bestRate(c, roundTrip, want) })
+		rate, looked := make(chan int64), make(chan struct{})
+		to := listenTCP(t, host4.Addr(), func(c *net.TCPConn) {
+			rate <- bestRate(c, roundTrip, want)
+			<-looked
+		})
 		c := b.mustDial(t, "tcp", to)
 		go io.Copy(c, endless{})
 		if got := <-rate; got < want {
@@ -104,6 +107,7 @@ func TestLongPath(t *testing.T) {
 		if !grown((*tcpip.SocketOptions).GetReceiveBufferSize) {
 			t.Error("the receive buffer has not grown")
 		}
+		close(looked)
 		c.Close()
 	})
 	t.Run("down", func(t *testing.T) {

@@ -36,20 +36,6 @@ func Writev(fd int, iovs []unix.Iovec) (int, error) {
 	return call(unix.SYS_WRITEV, fd, unsafe.Pointer(unsafe.SliceData(iovs)), len(iovs))
 }
 
-// Splice is splice(2) of up to n bytes between a pipe and a socket, with SPLICE_F_NONBLOCK. It returns 0 at the end.
-func Splice(from, to, n int) (int, error) {
-	for {
-		done, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		switch errno {
-		case 0:
-			return int(done), nil
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
-}
-
 // Send is send(2), with MSG_DONTWAIT, of a datagram, which may be of no bytes.
 func Send(fd int, b []byte) error {
 	_, err := call6(unix.SYS_SENDTO, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), unix.MSG_DONTWAIT)
