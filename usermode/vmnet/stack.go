@@ -55,6 +55,11 @@ func newStack(l *link, a addresses) (_ *stack.Stack, err error) {
 	if err := st.SetSpoofing(nicID, true); err != nil {
 		return nil, fmt.Errorf("netstack: spoofing: %s", err)
 	}
+	// For the router flag in neighbour advertisements: without it, machines drop the gateway from their routers as soon as they ask
+	// whether it is still there (RFC 4861, 7.2.5). Nothing is forwarded: in promiscuous mode, all is for the stack.
+	if _, err := st.SetNICForwarding(nicID, header.IPv6ProtocolNumber, true); err != nil {
+		return nil, fmt.Errorf("netstack: be a router: %s", err)
+	}
 	st.SetRouteTable(routes(a))
 	return st, nil
 }
