@@ -39,6 +39,8 @@ type Config struct {
 	// and a gateway that was there is dialled at once.
 	Wait, MaxWait time.Duration
 
+	lookEvery time.Duration // for tests
+
 	Ready func() // called when the TAP has been configured for the first time (without DHCP: connected); nil: nobody wants to know
 	Log   *slog.Logger
 }
@@ -71,6 +73,9 @@ func New(cfg Config) (*Agent, error) {
 	}
 	if cfg.Wait == 0 {
 		cfg.Wait = defaultWait
+	}
+	if cfg.lookEvery == 0 {
+		cfg.lookEvery = lookEvery
 	}
 	if cfg.MaxWait == 0 {
 		cfg.MaxWait = max(cfg.Wait, defaultMaxWait)
@@ -143,8 +148,12 @@ func (a *Agent) session(ctx context.Context, dev *tap, net *network) error {
 		dev.interrupt()
 		return nil
 	})
-	g.Go(func() error { return newSender(dev, link).run() })
-	g.Go(func() error { return newWriter(dev, link).run() })
+	var passed traffic
+	g.Go(func() error { return newSender(dev, link, &passed.sent).run() })
+	g.Go(func() error { return newWriter(dev, link, &passed.heard).run() })
+	g.Go(func() error {
+		return passed.watch(ctx, a.cfg.lookEvery, func() error { return askGateway(dev.link) })
+	})
 	if a.cfg.NoDHCP {
 		a.isReady()
 	} else {

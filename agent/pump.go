@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,7 @@ const sendBytes = 64 << 10
 type sender struct {
 	tap   *tap
 	link  *l2.Link
+	sent  *atomic.Uint64 // batches
 	batch *l2.Batch
 	hdr   [l2.VirtioLen]byte
 	iovs  [2]unix.Iovec
@@ -24,8 +26,8 @@ type sender struct {
 	fill  func(fd uintptr) bool
 }
 
-func newSender(t *tap, link *l2.Link) *sender {
-	s := &sender{tap: t, link: link, batch: link.NewBatch(sendBytes)}
+func newSender(t *tap, link *l2.Link, sent *atomic.Uint64) *sender {
+	s := &sender{tap: t, link: link, sent: sent, batch: link.NewBatch(sendBytes)}
 	s.iovs[0].Base = &s.hdr[0]
 	if t.vnet {
 		s.iovs[0].SetLen(len(s.hdr))
@@ -47,6 +49,7 @@ func (s *sender) run() error {
 		if err := s.link.SendBatch(s.batch); err != nil {
 			return fmt.Errorf("send frames: %w", err)
 		}
+		s.sent.Add(1)
 	}
 }
 
@@ -81,6 +84,7 @@ func (s *sender) read(fd uintptr) bool {
 type writer struct {
 	tap    *tap
 	link   *l2.Link
+	heard  *atomic.Uint64 // batches
 	frames []l2.Frame
 	hdr    [l2.VirtioLen]byte
 	iovs   []unix.Iovec
@@ -89,8 +93,8 @@ type writer struct {
 	empty  func(fd uintptr) bool
 }
 
-func newWriter(t *tap, link *l2.Link) *writer {
-	w := &writer{tap: t, link: link, iovs: make([]unix.Iovec, 0, 8)}
+func newWriter(t *tap, link *l2.Link, heard *atomic.Uint64) *writer {
+	w := &writer{tap: t, link: link, heard: heard, iovs: make([]unix.Iovec, 0, 8)}
 	w.empty = w.write
 	return w
 }
@@ -102,6 +106,7 @@ func (w *writer) run() error {
 		if err != nil {
 			return fmt.Errorf("receive frames: %w", err)
 		}
+		w.heard.Add(1)
 		w.frames = frames
 		if err = w.tap.raw.Write(w.empty); err == nil {
 			err = w.err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -141,11 +142,11 @@ func (h *host) connect(w http.ResponseWriter, r *http.Request) {
 	var g errgroup.Group
 	g.Go(func() error {
 		defer link.Interrupt()
-		return newSender(h.tap, link).run()
+		return newSender(h.tap, link, new(atomic.Uint64)).run()
 	})
 	g.Go(func() error {
 		defer h.tap.interrupt()
-		return newWriter(h.tap, link).run()
+		return newWriter(h.tap, link, new(atomic.Uint64)).run()
 	})
 	g.Wait()
 }
