@@ -137,6 +137,9 @@ func (d Daemon) Ready(ctx context.Context, probe func(context.Context) error) er
 // Stop sends the program a signal and waits for its end. One that has ended is fine.
 func (d Daemon) Stop(sig syscall.Signal) error { return d.stop(sig) }
 
+// Signal sends the program a signal that it goes on after.
+func (d Daemon) Signal(sig syscall.Signal) error { return d.cmd.Process.Signal(sig) }
+
 // Ended is closed when the program has ended.
 func (d Daemon) Ended() <-chan struct{} { return d.done }
 

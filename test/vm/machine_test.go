@@ -1,6 +1,7 @@
 package vm_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,9 +18,10 @@ import (
 
 // machine is a virtual machine to boot.
 type machine struct {
-	memory int  // MiB
-	vsock  bool // it has a vsock device
-	nic    bool // it has a network card, whose frames are streamed to the socket in rig.frames
+	memory int    // MiB
+	vsock  bool   // it has a vsock device
+	nic    bool   // it has a network card, whose frames are streamed to the socket in rig.frames
+	mac    string // of the card; "": firstMAC
 }
 
 // cid is the number of the machine on its vsock. The host of a machine is always 2.
@@ -34,9 +36,13 @@ func (r *rig) frames() string { return filepath.Join(r.m.Own, "frames.sock") }
 // boot starts the machine and waits until it takes commands. It goes with the test.
 func (r *rig) boot(m machine) {
 	r.Helper()
+	r.power(m)()
+}
+
+// power starts the machine and returns what waits until it takes commands, so that machines come up side by side.
+func (r *rig) power(m machine) (up func()) {
+	r.Helper()
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(r.Context(), patience)
-	defer cancel()
 	files := r.bootFiles()
 	args := append(hardware(m), "-kernel", fd(0), "-initrd", fd(1), "-append", "console=ttyS0 quiet panic=-1 mitigations=off",
 		"-drive", "if=none,id=disk,format=raw,readonly=on,file="+fd(2), "-device", "virtio-blk-pci,drive=disk",
@@ -49,32 +55,38 @@ func (r *rig) boot(m machine) {
 	}
 	if m.nic {
 		args = append(args, "-netdev", "stream,id=net,server=off,reconnect-ms=200,addr.type=unix,addr.path="+r.frames(),
-			"-device", "virtio-net-pci,netdev=net,romfile=,mac="+firstMAC)
+			"-device", "virtio-net-pci,netdev=net,romfile=,mac="+cmp.Or(m.mac, firstMAC))
 	}
-	port, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(r.m.Own, "port.sock"), Net: "unix"})
+	port, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(r.m.Own, r.name+"port.sock"), Net: "unix"})
 	r.must(err)
-	defer port.Close()
+	r.Cleanup(func() { port.Close() }) // it may be closed
 	r.must(os.Chmod(port.Addr().String(), 0o666))
 	args = append(args, "-chardev", "socket,id=port,path="+port.Addr().String(), "-device", "virtserialport,chardev=port")
-	qemu, err := r.m.Daemon(files, "qemu-system-x86_64", args...)
+	hypervisor, err := r.m.Daemon(files, qemu, args...)
 	r.must(err)
+	r.qemu = hypervisor
 	r.Cleanup(func() {
-		r.check(qemu.Stop(syscall.SIGKILL))
-		r.showLog("qemu-system-x86_64")
+		r.check(hypervisor.Stop(syscall.SIGKILL))
+		r.showLog(qemu)
 	})
-	r.connect(ctx, port, qemu)
-	r.Logf("booted in %v", time.Since(start).Round(100*time.Millisecond))
+	return func() {
+		r.Helper()
+		ctx, cancel := context.WithTimeout(r.Context(), patience)
+		defer cancel()
+		defer port.Close()
+		r.connect(ctx, port)
+		r.Logf("booted in %v", time.Since(start).Round(100*time.Millisecond))
+	}
 }
+
+// qemu is the program's name.
+const qemu = "qemu-system-x86_64"
 
 // bootFiles are the kernel, the initial RAM file system and the disk.
 func (r *rig) bootFiles() []*os.File {
 	r.Helper()
-	path := filepath.Join(r.m.Dir, "initrd")
-	w, err := os.Create(path)
-	r.must(err)
-	r.must(errors.Join(writeInitrd(w, r.bin), w.Close(), os.Chmod(path, 0o644)))
 	var files []*os.File
-	for _, path := range []string{engine.MachineFile("vmlinuz"), path, engine.MachineFile("disk.ext4")} {
+	for _, path := range []string{engine.MachineFile("vmlinuz"), r.initrd, engine.MachineFile("disk.ext4")} {
 		f, err := os.Open(path)
 		r.must(err)
 		r.Cleanup(func() { f.Close() })
@@ -97,14 +109,14 @@ func hardware(m machine) []string {
 }
 
 // connect waits for the machine to open its serial port and to come up.
-func (r *rig) connect(ctx context.Context, port *net.UnixListener, qemu engine.Daemon) {
+func (r *rig) connect(ctx context.Context, port *net.UnixListener) {
 	r.Helper()
 	stop := context.AfterFunc(ctx, func() { port.Close() })
 	defer stop()
 	ended := make(chan struct{})
 	go func() {
 		select {
-		case <-qemu.Ended():
+		case <-r.qemu.Ended():
 			port.Close()
 		case <-ended:
 		}
@@ -129,7 +141,7 @@ func (r *rig) connect(ctx context.Context, port *net.UnixListener, qemu engine.D
 }
 
 // console is the file with what the machine's kernel prints.
-func (r *rig) console() string { return filepath.Join(r.m.Own, "console.log") }
+func (r *rig) console() string { return filepath.Join(r.m.Own, r.name+"console.log") }
 
 func (r *rig) showConsole() {
 	if text, err := os.ReadFile(r.console()); r.Failed() && err == nil {

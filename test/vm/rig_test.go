@@ -15,14 +15,17 @@ import (
 	"github.com/usernet/usernet/test/vm/console"
 )
 
-// Addresses of the machines' network, as gvproxy has them, and the MAC address that is given the first one.
+// Addresses of the machines' network, as gvproxy has them, and the MAC address that is given the first one; what comes next is second.
 const (
 	firstMAC  = "5a:94:ef:e4:0c:ee"
+	secondMAC = "5a:94:ef:e4:0c:ef"
 	gateway   = "192.168.127.1"
 	first     = "192.168.127.2"
+	second    = "192.168.127.3"
 	hostAlias = "192.168.127.254"
 	gateway6  = "fd75:6e65:74:7f::1"
 	first6    = "fd75:6e65:74:7f:5894:efff:fee4:cee" // as the machine's kernel makes it of the MAC address
+	second6   = "fd75:6e65:74:7f:5894:efff:fee4:cef"
 )
 
 // Addresses as they stand in URLs.
@@ -38,10 +41,13 @@ var (
 // rig is what a case has in hand: a pretend host, a machine, and ways to do something and fail when that does not work.
 type rig struct {
 	*testing.T
-	ctx   context.Context // ends with the time that the case has
-	m     *engine.Machines
-	bin   string // the directory of the programs
-	guest *console.Client
+	ctx    context.Context // ends with the time that the case has
+	m      *engine.Machines
+	bin    string // the directory of the programs
+	initrd string // what machines boot from
+	name   string // of the machine, before those of its files; "": it is the only one
+	qemu   engine.Daemon
+	guest  *console.Client
 }
 
 // Context is instead of the test's, which has no end before the test's.

@@ -4,11 +4,12 @@
 //
 //	go test ./test/vm -run 'TestVM/docker' -v
 //
-// QEMU emulates the processor: one machine runs at a time, and nothing here is about speed.
+// QEMU emulates the processor: one machine runs at a time, two where they are about each other, and nothing here is about speed.
 package vm_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +35,7 @@ const (
 // testCase is a test with a machine of its own.
 type testCase struct {
 	name    string
-	machine machine
+	machine machine // zero: run boots what it needs
 	run     func(r *rig)
 }
 
@@ -44,6 +45,7 @@ var cases = []testCase{
 	{"gvproxy", machine{memory: 512, nic: true}, gvproxy},
 	{"peers", machine{memory: 512, vsock: true}, peers},
 	{"vsock", machine{memory: 512, vsock: true}, vsocks},
+	{"guests", machine{}, guests},
 	{"docker", machine{memory: 1280, vsock: true}, docker},
 }
 
@@ -51,16 +53,32 @@ func TestVM(t *testing.T) {
 	engine.WithMachines(t, func(t *testing.T, m *engine.Machines) {
 		bin := filepath.Join(m.Dir, "bin")
 		build(t, bin)
+		initrd := filepath.Join(m.Dir, "initrd")
+		makeInitrd(t, initrd, bin)
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), limit)
 				defer cancel()
-				r := &rig{T: t, ctx: ctx, m: m, bin: bin}
-				r.boot(c.machine)
+				r := &rig{T: t, ctx: ctx, m: m, bin: bin, initrd: initrd}
+				if c.machine != (machine{}) {
+					r.boot(c.machine)
+				}
 				c.run(r)
 			})
 		}
 	})
+}
+
+// makeInitrd makes the file that machines boot from.
+func makeInitrd(t *testing.T, path, bin string) {
+	t.Helper()
+	w, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(writeInitrd(w, bin), w.Close(), os.Chmod(path, 0o644)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // build puts into dir the programs that only these tests need.
