@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/nonblock"
 	"github.com/usernet/usernet/internal/splice"
 )
 
@@ -45,7 +46,7 @@ func (s *datagrams) newFlow(key flowKey, l *udpListener, name []byte) (*flow, er
 	}
 	roomy(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, flowBuffer)
 	takeWhole(fd)
-	single := !cutsDatagrams()
+	single := !nonblock.CutsDatagrams()
 	f := &flow{
 		key: key,
 		in:  route{fd: fd, single: single},

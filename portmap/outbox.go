@@ -2,29 +2,15 @@ package portmap
 
 import (
 	"encoding/binary"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
-// What one message with UDP_SEGMENT may carry: udp(7), and UDP_MAX_SEGMENTS in linux/udp.h.
-const (
-	maxSegments = 64
-	maxBurst    = 65535 - 20 - 8 // bytes, without the headers of IPv4 and UDP
-)
-
-// cutsDatagrams tells whether the kernel has UDP_SEGMENT (Linux 4.18). One without it would send a burst as a single
-// datagram.
-var cutsDatagrams = sync.OnceValue(func() bool {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	_, err = unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
-	return err == nil
-})
+// maxBurst is how many bytes one message with UDP_SEGMENT may carry: without the headers of IPv4 and UDP.
+const maxBurst = 65535 - 20 - 8
 
 // route is where an outbox sends to.
 type route struct {
@@ -160,7 +146,7 @@ func (u *burst) take(p piece) bool {
 		return false
 	case p.segment > u.segment || p.segment < u.segment && n > 1:
 		return false
-	case u.segments+n > maxSegments || u.size+len(p.b) > maxBurst:
+	case u.segments+n > nonblock.MaxSegments || u.size+len(p.b) > maxBurst:
 		return false
 	}
 	u.pieces++

@@ -1,20 +1,13 @@
 package usermode
 
 import (
-	"encoding/binary"
-	"unsafe"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
-// What one sendmsg(2) with UDP_SEGMENT may carry: udp(7), UDP_MAX_SEGMENTS in linux/udp.h.
-const (
-	maxSegments   = 64
-	maxBurst      = maxDatagram - ipv4HdrLen - udpHdrLen // bytes
-	segmentOption = 0x67                                 // UDP_SEGMENT, of level IPPROTO_UDP
-)
+// maxBurst is how many bytes go together.
+const maxBurst = maxDatagram - ipv4HdrLen - udpHdrLen
 
 // burst collects datagrams of one flow that came one after the other, until the TUN has no more: the kernel takes them
 // all at once then, and cuts them at the end of their way through it.
@@ -27,16 +20,15 @@ type burst struct {
 	ended bool
 	data  []byte
 
-	control [unix.SizeofCmsghdr + 8]byte
-	iovec   unix.Iovec
-	msg     unix.Msghdr
+	segments nonblock.Segments
+	iovec    [1]unix.Iovec
 }
 
 // add takes d, of flow f, unless it does not fit what is there.
 func (b *burst) add(f *udpFlow, d *datagram) bool {
 	size := d.size()
 	if b.flow == nil {
-		if f.single || size == 0 || size > maxBurst {
+		if f.single || !nonblock.CutsDatagrams() || size == 0 || size > maxBurst {
 			return false
 		}
 		if b.data == nil {
@@ -44,7 +36,7 @@ func (b *burst) add(f *udpFlow, d *datagram) bool {
 		}
 		b.flow, b.hops, b.whole, b.size, b.n, b.ended, b.data = f, d.hops, d.whole, size, 0, false, b.data[:0]
 	} else if b.flow != f || b.ended || b.hops != d.hops || b.whole != d.whole || size == 0 || size > b.size ||
-		b.n == maxSegments || len(b.data)+size > maxBurst {
+		b.n == nonblock.MaxSegments || len(b.data)+size > maxBurst {
 		return false
 	}
 	b.n++
@@ -62,7 +54,8 @@ func (b *burst) flush() {
 	b.flow = nil
 	if b.n > 1 {
 		f.path.set(f.fd, f.key.dst.Addr().Is4(), b.hops, b.whole)
-		switch err := b.send(f.fd); err {
+		b.iovec[0] = nonblock.Iovec(b.data)
+		switch err := b.segments.Send(f.fd, b.iovec[:], b.size); err {
 		case nil:
 			return
 		case unix.EAGAIN, unix.ENOBUFS:
@@ -78,18 +71,4 @@ func (b *burst) flush() {
 		data = data[len(one):]
 		f.sendAgain(one, b.hops, b.whole)
 	}
-}
-
-// send is sendmsg(2) with UDP_SEGMENT, and without the allocations of package unix.
-func (b *burst) send(fd int) error {
-	c := (*unix.Cmsghdr)(unsafe.Pointer(&b.control))
-	c.Level, c.Type = unix.IPPROTO_UDP, segmentOption
-	c.SetLen(unix.CmsgLen(2))
-	binary.NativeEndian.PutUint16(b.control[unix.CmsgLen(0):], uint16(b.size))
-	b.iovec.Base = &b.data[0]
-	b.iovec.SetLen(len(b.data))
-	b.msg = unix.Msghdr{Iov: &b.iovec, Control: &b.control[0]}
-	b.msg.SetIovlen(1)
-	b.msg.SetControllen(unix.CmsgSpace(2))
-	return nonblock.Sendmsg(fd, &b.msg)
 }

@@ -1,27 +1,17 @@
 package flows
 
 import (
-	"encoding/binary"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
-// What one sendmsg(2) with UDP_SEGMENT may carry: udp(7), UDP_MAX_SEGMENTS in linux/udp.h.
-const (
-	maxSegments   = 64
-	segmentOption = 0x67 // UDP_SEGMENT, of level IPPROTO_UDP
-)
-
-// segments are the arguments of a sendmsg(2) with several datagrams, which the kernel takes through all of its layers as one, and cuts
-// at the end of its own way, or where they are received.
+// segments are a burst of which the kernel gets all datagrams by one call.
 type segments struct {
-	iovecs  [maxSegments]unix.Iovec
-	control [unix.SizeofCmsghdr + 8]byte
-	msg     unix.Msghdr
+	nonblock.Segments
+	iovecs [nonblock.MaxSegments]unix.Iovec
 }
 
 var segmentsPool = sync.Pool{New: func() any { return new(segments) }}
@@ -29,7 +19,7 @@ var segmentsPool = sync.Pool{New: func() any { return new(segments) }}
 // areSegments tells whether datagrams go together: all but the last have the same length, and that has no more.
 func areSegments(payloads [][]byte) bool {
 	n := len(payloads)
-	if n < 2 || n > maxSegments {
+	if n < 2 || n > nonblock.MaxSegments || !nonblock.CutsDatagrams() {
 		return false
 	}
 	size, last := len(payloads[0]), len(payloads[n-1])
@@ -43,20 +33,12 @@ func areSegments(payloads [][]byte) bool {
 
 // sendSegments sends datagrams that go together on a connected socket, all of them or none. It does not wait.
 func sendSegments(fd int, payloads [][]byte) error {
-	size := len(payloads[0])
 	s := segmentsPool.Get().(*segments)
 	defer segmentsPool.Put(s)
-	defer clear(s.iovecs[:len(payloads)])
+	iovecs := s.iovecs[:len(payloads)]
+	defer clear(iovecs)
 	for i, p := range payloads {
-		s.iovecs[i].Base = &p[0]
-		s.iovecs[i].SetLen(len(p))
+		iovecs[i] = nonblock.Iovec(p)
 	}
-	c := (*unix.Cmsghdr)(unsafe.Pointer(&s.control))
-	c.Level, c.Type = unix.IPPROTO_UDP, segmentOption
-	c.SetLen(unix.CmsgLen(2))
-	binary.NativeEndian.PutUint16(s.control[unix.CmsgLen(0):], uint16(size))
-	s.msg = unix.Msghdr{Iov: &s.iovecs[0], Control: &s.control[0]}
-	s.msg.SetIovlen(len(payloads))
-	s.msg.SetControllen(unix.CmsgSpace(2))
-	return nonblock.Sendmsg(fd, &s.msg)
+	return s.Send(fd, iovecs, len(payloads[0]))
 }

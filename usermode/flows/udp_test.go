@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 func isRefusedTCP(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
@@ -73,6 +75,14 @@ func TestDontFragment(t *testing.T) {
 
 // Datagrams that come together leave together where they can, and all the same where they cannot: as they were, and in their order.
 func TestBursts(t *testing.T) {
+	t.Run("by one call", testBursts)
+	cuts := nonblock.CutsDatagrams
+	nonblock.CutsDatagrams = func() bool { return false }
+	defer func() { nonblock.CutsDatagrams = cuts }()
+	t.Run("by a kernel that is too old", testBursts)
+}
+
+func testBursts(t *testing.T) {
 	far := addWorld(t)
 	var server netip.AddrPort
 	inside(t, far, func() { server = echoServer(t, far4.Addr()) })
