@@ -188,17 +188,7 @@ func TestReconnect(t *testing.T) {
 	await(t, true)
 	<-h.up
 
-	l := listenTCP(t, h.ns, gatewayIP.String()+":0")
-	guest, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer guest.Close()
-	peer, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
+	guest, peer := h.connection()
 	for _, end := range []func(){
 		h.cut,
 		func() {

@@ -28,17 +28,7 @@ func TestSilentGateway(t *testing.T) {
 	r := run(t, cfg)
 	r.await()
 	<-h.up
-	l := listenTCP(t, h.ns, gatewayIP.String()+":0")
-	guest, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer guest.Close()
-	peer, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
+	guest, peer := h.connection()
 	// Its card is down: what is written to it is lost.
 	nettest.Handle(t, h.ns, func(k *netlink.Handle) error { return k.LinkSetDown(h.tap.link) })
 	if _, err := io.WriteString(guest, "hello"); err != nil {

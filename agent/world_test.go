@@ -191,6 +191,22 @@ func (h *host) dhcp() *dhcp.Server {
 	return s
 }
 
+// connection is one of the machine's to the host, both ends of it.
+func (h *host) connection() (guest, peer net.Conn) {
+	h.t.Helper()
+	l := listenTCP(h.t, h.ns, gatewayIP.String()+":0")
+	guest, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { guest.Close() })
+	if peer, err = l.Accept(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { peer.Close() })
+	return guest, peer
+}
+
 // config is an agent's for this host.
 func (h *host) config() Config {
 	addr, err := vsock.Parse("unix://" + h.socket)

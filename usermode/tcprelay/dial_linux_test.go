@@ -95,7 +95,9 @@ func TestDialSocket(t *testing.T) {
 	}
 }
 
-func TestResetOfHost(t *testing.T) {
+// dialled is a connection, both ends of it.
+func dialled(t *testing.T) (host conn, peer net.Conn) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -103,15 +105,19 @@ func TestResetOfHost(t *testing.T) {
 	defer l.Close()
 	r, cancel := dialer(t, 0)
 	defer cancel()
-	host, err := r.dial(l.Addr().(*net.TCPAddr).AddrPort())
-	if err != nil {
+	if host, err = r.dial(l.Addr().(*net.TCPAddr).AddrPort()); err != nil {
 		t.Fatal(err)
 	}
-	peer, err := l.Accept()
-	if err != nil {
+	t.Cleanup(func() { host.Close() })
+	if peer, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	defer peer.Close()
+	t.Cleanup(func() { peer.Close() })
+	return host, peer
+}
+
+func TestResetOfHost(t *testing.T) {
+	host, peer := dialled(t)
 	reset(host)
 	if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 		t.Error(err)
@@ -119,18 +125,7 @@ func TestResetOfHost(t *testing.T) {
 }
 
 func TestDialOptions(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	r, cancel := dialer(t, 0)
-	defer cancel()
-	host, err := r.dial(l.Addr().(*net.TCPAddr).AddrPort())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
+	host, _ := dialled(t)
 	host.(*socket).raw.Control(func(fd uintptr) {
 		for _, o := range []struct{ level, name, want int }{
 			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},

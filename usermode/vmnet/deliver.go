@@ -243,10 +243,7 @@ func (g *guest) takeUDP(frames []l2.Frame) int {
 		return 1
 	}
 	hops, quoted := p.hops, p.frame[ethLen:p.l4+udpLen]
-	burst := append(g.burst[:0], payload)
-	if len(frames[0].Tail) == 0 { // else what is quoted would be overwritten
-		burst = g.datagrams(burst, frames[1:])
-	}
+	burst := g.datagrams(append(g.burst[:0], payload), frames[1:])
 	g.flows.UDP(from, to, hops, quoted, burst)
 	clear(burst)
 	return len(burst)
