@@ -11,6 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
@@ -120,7 +121,7 @@ func (s *echoSocket) dial() (err error) {
 		err = s.filter(fd)
 	}
 	if err == nil {
-		err = askForErrors(fd, s.v4)
+		err = icmperror.Ask(fd, s.v4)
 	}
 	if err == nil {
 		s.place, err = s.relay.poller.add(fd, s)
@@ -184,10 +185,10 @@ func (s *echoSocket) send(d *datagram, seq uint16, host netip.Addr) bool {
 		mtu := s.readErrors()
 		switch {
 		case err == unix.EMSGSIZE && mtu > 0:
-			s.reject(tooBig(s.v4, mtu), d)
+			s.reject(icmperror.TooBig(s.v4, mtu), d)
 			return false
 		case err == unix.ENETUNREACH || err == unix.EHOSTUNREACH:
-			s.reject(hostUnreachable(s.v4), d)
+			s.reject(icmperror.HostUnreachable(s.v4), d)
 			return false
 		case err == unix.EAGAIN || err == unix.ENOBUFS || err == unix.EACCES:
 			return false
@@ -196,7 +197,7 @@ func (s *echoSocket) send(d *datagram, seq uint16, host netip.Addr) bool {
 	return false
 }
 
-func (s *echoSocket) reject(e icmpError, d *datagram) {
+func (s *echoSocket) reject(e icmperror.Message, d *datagram) {
 	s.relay.report(e, d.client.Addr(), d.dst.Addr(), d.header, d.payload[0])
 }
 
@@ -252,29 +253,29 @@ func (s *echoSocket) ready() {
 // MTU.
 func (s *echoSocket) readErrors() (mtu uint32) {
 	for {
-		e, payload, host, more := s.relay.queue.read(s.fd)
+		e, more := s.relay.queue.Read(s.fd)
 		if !more {
 			return mtu
 		}
-		if e.local {
-			mtu = e.icmp.mtu
+		if e.Local {
+			mtu = e.MTU
 			continue
 		}
-		h := header.ICMPv4(payload)
-		if len(h) < icmpHdrLen || payload[0] != requestType(s.v4) || h.Ident() != s.ident {
+		h := header.ICMPv4(e.Quoted)
+		if len(h) < icmpHdrLen || h[0] != requestType(s.v4) || h.Ident() != s.ident {
 			continue
 		}
-		sent, ok := s.asked(h.Sequence(), host)
+		sent, ok := s.asked(h.Sequence(), e.To)
 		if !ok {
 			continue
 		}
 		s.forget(h.Sequence(), sent)
 		var quote [icmpRoom + maxError6]byte
-		b := quote[:icmpRoom+copy(quote[icmpRoom:], payload)]
+		b := quote[:icmpRoom+copy(quote[icmpRoom:], e.Quoted)]
 		q := header.ICMPv4(b[icmpRoom:])
 		q.SetIdent(sent.id)
 		q.SetSequence(sent.seq)
 		frame := putICMP(b, sent.client, sent.dialled, 0)
-		s.relay.report(e.icmp, sent.client, sent.dialled, frame[virtioHdrLen:])
+		s.relay.report(e.Message, sent.client, sent.dialled, frame[virtioHdrLen:])
 	}
 }

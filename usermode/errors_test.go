@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
 )
@@ -130,7 +131,7 @@ func newProber(t *testing.T, ns *netns.NS, kind, proto int, to netip.AddrPort, h
 		if err := unix.SetsockoptInt(p.fd, level, discover, value); err != nil {
 			return err
 		}
-		if err := askForErrors(p.fd, p.v4); err != nil {
+		if err := icmperror.Ask(p.fd, p.v4); err != nil {
 			return err
 		}
 		return unix.Connect(p.fd, sa)
@@ -143,29 +144,29 @@ func newProber(t *testing.T, ns *netns.NS, kind, proto int, to netip.AddrPort, h
 }
 
 // next waits for an error.
-func (p *prober) next(t *testing.T) icmpError {
+func (p *prober) next(t *testing.T) icmperror.Message {
 	t.Helper()
-	var q errorQueue
-	var e hostError
+	var q icmperror.Queue
+	var e icmperror.Entry
 	eventually(t, "an ICMP error", func() (more bool) {
-		e, _, _, more = q.read(p.fd)
+		e, more = q.Read(p.fd)
 		return more
 	})
-	return e.icmp
+	return e.Message
 }
 
-func unreachable(v4 bool, code4 header.ICMPv4Code, code6 header.ICMPv6Code) icmpError {
+func unreachable(v4 bool, code4 header.ICMPv4Code, code6 header.ICMPv6Code) icmperror.Message {
 	if v4 {
-		return icmpError{kind: uint8(header.ICMPv4DstUnreachable), code: uint8(code4)}
+		return icmperror.Message{Type: uint8(header.ICMPv4DstUnreachable), Code: uint8(code4)}
 	}
-	return icmpError{kind: uint8(header.ICMPv6DstUnreachable), code: uint8(code6)}
+	return icmperror.Message{Type: uint8(header.ICMPv6DstUnreachable), Code: uint8(code6)}
 }
 
-func timeExceeded(v4 bool) icmpError {
+func timeExceeded(v4 bool) icmperror.Message {
 	if v4 {
-		return icmpError{kind: uint8(header.ICMPv4TimeExceeded)}
+		return icmperror.Message{Type: uint8(header.ICMPv4TimeExceeded)}
 	}
-	return icmpError{kind: uint8(header.ICMPv6TimeExceeded)}
+	return icmperror.Message{Type: uint8(header.ICMPv6TimeExceeded)}
 }
 
 // What routers and the destination have to say about a container's packets reaches the container, from them.
@@ -178,18 +179,18 @@ func TestErrorsComeBack(t *testing.T) {
 		hops  int
 		size  int
 		times int // 2: the second one meets what the host's kernel has learnt
-		want  icmpError
+		want  icmperror.Message
 	}
 	for _, v4 := range []bool{true, false} {
 		far, closed, router := far6.Addr(), closed6.Addr().Next(), router6.Addr()
 		if v4 {
 			far, closed, router = far4.Addr(), closed4.Addr().Next(), router4.Addr()
 		}
-		from := func(a netip.Addr, e icmpError) icmpError { e.from = a; return e }
+		from := func(a netip.Addr, e icmperror.Message) icmperror.Message { e.From = a; return e }
 		both := []test{
 			{"time exceeded", far, 1, 8, 2, from(router, timeExceeded(v4))},
 			{"prohibited", closed, 64, 8, 1, from(router, unreachable(v4, header.ICMPv4AdminProhibited, header.ICMPv6Prohibited))},
-			{"too big", far, 64, narrow, 2, tooBig(v4, narrow)},
+			{"too big", far, 64, narrow, 2, icmperror.TooBig(v4, narrow)},
 		}
 		udp := append(both, test{"port unreachable", far, 2, 8, 2,
 			from(far, unreachable(v4, header.ICMPv4PortUnreachable, header.ICMPv6PortUnreachable))})
@@ -198,8 +199,8 @@ func TestErrorsComeBack(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/v4=%t/%s", kind, v4, c.name), func(t *testing.T) {
 					for i := range c.times {
 						got := send(t, c).next(t)
-						if !c.want.from.IsValid() {
-							got.from = c.want.from // the router, and then the host, in the destination's name
+						if !c.want.From.IsValid() {
+							got.From = c.want.From // the router, and then the host, in the destination's name
 						}
 						if got != c.want {
 							t.Errorf("packet %d: %+v, want %+v", i, got, c.want)
@@ -260,32 +261,5 @@ func TestDatagramsAreCutOnTheWay(t *testing.T) {
 		if n, _, err := to.ReadFrom(make([]byte, maxDatagram)); n != size || err != nil {
 			t.Errorf("received %d bytes, %v, want %d", n, err, size)
 		}
-	}
-}
-
-// A container gets so many errors and no more, and others theirs.
-func TestErrorLimit(t *testing.T) {
-	var l errorLimit
-	now := time.Unix(1000, 0)
-	got := 0
-	for range 3 * errorBurst {
-		if l.take(guest4.Addr(), now) {
-			got++
-		}
-	}
-	if got != errorBurst {
-		t.Errorf("%d errors at once, want %d", got, errorBurst)
-	}
-	if !l.take(guest6.Addr(), now) {
-		t.Error("another container gets none")
-	}
-	if !l.take(guest4.Addr(), now.Add(time.Second)) {
-		t.Error("none after a second")
-	}
-	for a := netip.MustParseAddr("10.0.0.0"); a != netip.MustParseAddr("10.1.0.0"); a = a.Next() {
-		l.take(a, now)
-	}
-	if len(l.buckets) > maxBuckets {
-		t.Errorf("%d addresses remembered", len(l.buckets))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
@@ -19,13 +20,12 @@ type exit struct {
 	link   *link
 	poller *poller
 	in     *inbox // nil until there is a socket
-	limit  errorLimit
-	queue  errorQueue
+	errors icmperror.Limit
+	queue  icmperror.Queue
 	packet [virtioHdrLen + maxError6]byte // an error message
 	id     uint16                         // of the last IPv4 packet
 
-	errorsSent, errorsHeld atomic.Uint64 // ICMP errors to containers; held: by the limit
-	lost                   atomic.Uint64 // packets to containers that the TUN did not take
+	lost atomic.Uint64 // packets to containers that the TUN did not take
 }
 
 // inbox is where to receive. It is shared: what is in it is gone with the next call.
@@ -52,13 +52,10 @@ func (x *exit) inject(frame []byte) {
 func (x *exit) fits(frame []byte) bool { return len(frame)-virtioHdrLen <= int(x.link.MTU()) }
 
 // report sends e, about the packet quoted, which went to dst, to the container client, unless it got too many.
-func (x *exit) report(e icmpError, client, dst netip.Addr, quoted ...[]byte) {
-	if !x.limit.take(client, time.Now()) {
-		x.errorsHeld.Add(1)
-		return
+func (x *exit) report(e icmperror.Message, client, dst netip.Addr, quoted ...[]byte) {
+	if x.errors.Take(client, time.Now()) {
+		x.inject(putError(x.packet[:], e, client, dst, x.nextID(), quoted...))
 	}
-	x.errorsSent.Add(1)
-	x.inject(putError(x.packet[:], e, client, dst, x.nextID(), quoted...))
 }
 
 // pathOptions are the settings of a socket that follow the packets of containers.
@@ -87,14 +84,6 @@ func (o *pathOptions) set(fd int, v4 bool, hops uint8, whole bool) {
 		unix.SetsockoptInt(fd, level, discover, value)
 	}
 	*o = pathOptions{hops, whole}
-}
-
-// askForErrors makes the kernel queue the ICMP errors that are about the socket's packets.
-func askForErrors(fd int, v4 bool) error {
-	if v4 {
-		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
-	}
-	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
 }
 
 // roomy gives a socket a receive or send buffer, as long as the kernel allows.

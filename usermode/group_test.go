@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/netns"
 )
 
@@ -79,7 +80,7 @@ func TestGroupsStayInside(t *testing.T) {
 		if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, 8); err != nil {
 			t.Error(err)
 		}
-		if err := askForErrors(int(fd), true); err != nil {
+		if err := icmperror.Ask(int(fd), true); err != nil {
 			t.Error(err)
 		}
 	})
@@ -112,9 +113,9 @@ func TestGroupsStayInside(t *testing.T) {
 		t.Error(err)
 	}
 	raw.Control(func(fd uintptr) {
-		var q errorQueue
-		if e, _, dst, more := q.read(int(fd)); more {
-			t.Errorf("ICMP error %+v about a packet to %s", e.icmp, dst)
+		var q icmperror.Queue
+		if e, more := q.Read(int(fd)); more {
+			t.Errorf("ICMP error %+v about a packet to %s", e.Message, e.To)
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
@@ -101,7 +102,7 @@ func (r *echoRelay) forward(d *datagram) {
 	host, ok := r.cfg.Resolve(d.dst.Addr())
 	if !ok || host.Is4() != s.v4 {
 		r.refused.Add(1)
-		r.report(prohibited(s.v4), d.client.Addr(), d.dst.Addr(), d.header, d.payload[0])
+		r.report(icmperror.Prohibited(s.v4), d.client.Addr(), d.dst.Addr(), d.header, d.payload[0])
 		return
 	}
 	if !s.available() {

@@ -7,6 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // Packets to a container are made in place, without netstack: whoever has a payload leaves room in front of it.
@@ -101,45 +103,6 @@ func putICMP(b []byte, src, dst netip.Addr, id uint16) []byte {
 // icmpRoom is what putICMP may need in front of a message.
 const icmpRoom = virtioHdrLen + ipv6HdrLen
 
-// icmpError is an ICMP error message (RFC 792, RFC 4443) without what it quotes.
-type icmpError struct {
-	from       netip.Addr // who says so; invalid: the destination itself
-	kind, code uint8
-	mtu        uint32 // of "fragmentation needed" and "packet too big"
-}
-
-// Errors that are ours.
-
-func portUnreachable(v4 bool) icmpError {
-	if v4 {
-		return icmpError{kind: uint8(header.ICMPv4DstUnreachable), code: uint8(header.ICMPv4PortUnreachable)}
-	}
-	return icmpError{kind: uint8(header.ICMPv6DstUnreachable), code: uint8(header.ICMPv6PortUnreachable)}
-}
-
-// prohibited is what a router's filter answers (RFC 1812, section 5.2.7.1).
-func prohibited(v4 bool) icmpError {
-	if v4 {
-		return icmpError{kind: uint8(header.ICMPv4DstUnreachable), code: uint8(header.ICMPv4AdminProhibited)}
-	}
-	return icmpError{kind: uint8(header.ICMPv6DstUnreachable), code: uint8(header.ICMPv6Prohibited)}
-}
-
-func hostUnreachable(v4 bool) icmpError {
-	if v4 {
-		return icmpError{kind: uint8(header.ICMPv4DstUnreachable), code: uint8(header.ICMPv4HostUnreachable)}
-	}
-	return icmpError{kind: uint8(header.ICMPv6DstUnreachable), code: uint8(header.ICMPv6AddressUnreachable)}
-}
-
-// tooBig is RFC 1191, section 4, and RFC 8201.
-func tooBig(v4 bool, mtu uint32) icmpError {
-	if v4 {
-		return icmpError{kind: uint8(header.ICMPv4DstUnreachable), code: uint8(header.ICMPv4FragmentationNeeded), mtu: mtu}
-	}
-	return icmpError{kind: uint8(header.ICMPv6PacketTooBig), mtu: mtu}
-}
-
 // An error quotes as much as fits these (RFC 1812, section 4.3.2.3; RFC 4443, section 2.4).
 const (
 	maxError4 = 576
@@ -148,9 +111,9 @@ const (
 
 // putError makes the frame of e to the container, in b, which has room for maxError6 and a virtio header. quoted is the
 // packet that it is about, from its IP header on.
-func putError(b []byte, e icmpError, container, dst netip.Addr, id uint16, quoted ...[]byte) []byte {
-	from := e.from
-	if !from.IsValid() || from.Is4() != container.Is4() {
+func putError(b []byte, e icmperror.Message, container, dst netip.Addr, id uint16, quoted ...[]byte) []byte {
+	from := e.From
+	if isReserved(from) || from.Is4() != container.Is4() { // nobody in particular, or who must not be shown
 		from = dst
 	}
 	room := maxError6 - ipv6HdrLen - icmpHdrLen
@@ -159,11 +122,11 @@ func putError(b []byte, e icmpError, container, dst netip.Addr, id uint16, quote
 	}
 	m := b[icmpRoom : icmpRoom+icmpHdrLen]
 	clear(m)
-	m[0], m[1] = e.kind, e.code
+	m[0], m[1] = e.Type, e.Code
 	if container.Is4() {
-		binary.BigEndian.PutUint16(m[6:], uint16(min(e.mtu, 0xffff)))
+		binary.BigEndian.PutUint16(m[6:], uint16(min(e.MTU, 0xffff)))
 	} else {
-		binary.BigEndian.PutUint32(m[4:], e.mtu)
+		binary.BigEndian.PutUint32(m[4:], e.MTU)
 	}
 	n := 0
 	for _, q := range quoted {

@@ -14,6 +14,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 const (
@@ -98,7 +100,7 @@ type udpCounters struct {
 func (t *udpFlows) counters() udpCounters {
 	return udpCounters{
 		Flows: t.open.Load(), Evicted: t.evicted.Load(), Refused: t.refused.Load(), Dropped: t.dropped.Load(),
-		Lost: t.lost.Load(), Errors: t.errorsSent.Load(), ErrorsHeld: t.errorsHeld.Load(),
+		Lost: t.lost.Load(), Errors: t.errors.Sent.Load(), ErrorsHeld: t.errors.Held.Load(),
 	}
 }
 
@@ -193,7 +195,7 @@ func (t *udpFlows) admit(key flowKey, d *datagram) *udpFlow {
 	host, ok := t.cfg.Resolve(key.dst.Addr())
 	if !ok {
 		t.refused.Add(1)
-		t.reject(prohibited(v4), d)
+		t.reject(icmperror.Prohibited(v4), d)
 		return nil
 	}
 	f, err := t.dial(key, netip.AddrPortFrom(host, key.dst.Port()))
@@ -203,7 +205,7 @@ func (t *udpFlows) admit(key flowKey, d *datagram) *udpFlow {
 		// That we have no descriptors or memory left is no answer. "No route" is, but a program whose socket is
 		// connected would not be told: the kernel takes it for something that may pass.
 		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EINVAL) {
-			t.reject(portUnreachable(v4), d)
+			t.reject(icmperror.PortUnreachable(v4), d)
 		}
 		return nil
 	}
@@ -212,7 +214,7 @@ func (t *udpFlows) admit(key flowKey, d *datagram) *udpFlow {
 }
 
 // reject answers a datagram with an ICMP error.
-func (t *udpFlows) reject(e icmpError, d *datagram) {
+func (t *udpFlows) reject(e icmperror.Message, d *datagram) {
 	t.report(e, d.client.Addr(), d.dst.Addr(), d.header, d.payload[0])
 }
 

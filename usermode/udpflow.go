@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // udpFlow is one flow.
@@ -43,8 +45,8 @@ func (t *udpFlows) dial(key flowKey, dst netip.AddrPort) (_ *udpFlow, err error)
 			unix.Close(fd)
 		}
 	}()
-	if err := askForErrors(fd, v4); err != nil {
-		return nil, os.NewSyscallError("set IP_RECVERR", err)
+	if err := icmperror.Ask(fd, v4); err != nil {
+		return nil, err
 	}
 	roomy(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, flowBuffer)
 	if err := unix.Connect(fd, sa); err != nil {
@@ -70,11 +72,11 @@ func (f *udpFlow) send(d *datagram) {
 		}
 		// Most errors belong to an earlier datagram, and this one has not been sent.
 		if mtu := f.readErrors(); mtu > 0 && err == unix.EMSGSIZE {
-			f.reject(tooBig(v4, mtu), d.payload[0])
+			f.reject(icmperror.TooBig(v4, mtu), d.payload[0])
 			break
 		}
 		if try == 2 && (err == unix.ENETUNREACH || err == unix.EHOSTUNREACH) {
-			f.reject(hostUnreachable(v4), d.payload[0]) // the route has gone
+			f.reject(icmperror.HostUnreachable(v4), d.payload[0]) // the route has gone
 		}
 	}
 	f.table.dropped.Add(1)
@@ -89,21 +91,21 @@ func (f *udpFlow) sendAgain(payload []byte, hops uint8, whole bool) {
 // long for the way to its destination and did not leave the host, it returns that way's MTU.
 func (f *udpFlow) readErrors() (mtu uint32) {
 	for {
-		e, payload, _, more := f.table.queue.read(f.fd)
+		e, more := f.table.queue.Read(f.fd)
 		if !more {
 			return mtu
 		}
-		if e.local {
-			mtu = e.icmp.mtu
+		if e.Local {
+			mtu = e.MTU
 			continue
 		}
-		f.reject(e.icmp, payload)
+		f.reject(e.Message, e.Quoted)
 	}
 }
 
 // reject tells the container of an error about a datagram that began with payload. The packet itself is gone; what
 // programs and kernels look at is its addresses and its UDP header, and from those it is made again.
-func (f *udpFlow) reject(e icmpError, payload []byte) {
+func (f *udpFlow) reject(e icmperror.Message, payload []byte) {
 	var quote [headroom + maxError6]byte
 	b := quote[:headroom+copy(quote[headroom:], payload)]
 	frame := putUDP(b, f.key.client, f.key.dst, 0, false)

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 const (
@@ -101,7 +103,7 @@ func (s *echoSocket) forward(p *ping) {
 	host, ok := s.cfg.Resolve(p.dst)
 	if !ok || host.Is4() != s.v4 {
 		s.refused.Add(1)
-		s.reject(prohibited(s.v4), p)
+		s.reject(icmperror.Prohibited(s.v4), p)
 		return
 	}
 	socket := s.available()
@@ -121,14 +123,14 @@ func (s *echoSocket) forward(p *ping) {
 	if told, err := s.send(socket, p, seq, host); err != nil {
 		s.refused.Add(1)
 		s.take(seq, host)
-		if told.kind != 0 {
+		if told.Type != 0 {
 			s.reject(told, p)
 		}
 	}
 }
 
 // send sends p with our identifier and seq. Where that fails, told is what the guest is to know of it, if anything.
-func (s *echoSocket) send(to *pinger, p *ping, seq uint16, host netip.Addr) (told icmpError, err error) {
+func (s *echoSocket) send(to *pinger, p *ping, seq uint16, host netip.Addr) (told icmperror.Message, err error) {
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.message = append(s.message[:0], p.message...)
@@ -141,7 +143,7 @@ func (s *echoSocket) send(to *pinger, p *ping, seq uint16, host netip.Addr) (tol
 	return to.send(host, pathOptions{p.hops, p.whole}, s.message)
 }
 
-func (s *echoSocket) reject(e icmpError, p *ping) {
+func (s *echoSocket) reject(e icmperror.Message, p *ping) {
 	s.report(e, p.client, p.dst, p.header, p.message)
 }
 
@@ -215,7 +217,7 @@ func (s *echoSocket) answer(m []byte, ident uint16, from netip.Addr) {
 	}
 	if m[0] != s.replyType() {
 		if e, q, ok := parseError(s.v4, m); ok && q.ident == ident {
-			e.from = from.Unmap().WithZone("")
+			e.From = from.Unmap().WithZone("")
 			s.fail(e, q)
 		}
 		return
@@ -234,13 +236,13 @@ func (s *echoSocket) answer(m []byte, ident uint16, from netip.Addr) {
 }
 
 // fail tells the guest of an error about the request that q quotes, which is changed.
-func (s *echoSocket) fail(e icmpError, q quotation) {
+func (s *echoSocket) fail(e icmperror.Message, q quotation) {
 	sent, ok := s.take(q.seq, q.dst)
 	if !ok {
 		return
 	}
-	if !isShown(e.from) || e.from == sent.host {
-		e.from = sent.dialled
+	if !isShown(e.From) || e.From == sent.host {
+		e.From = sent.dialled
 	}
 	// What kernels and programs look at is the addresses, the identifier and the sequence number.
 	binary.BigEndian.PutUint16(q.message[4:], sent.id)

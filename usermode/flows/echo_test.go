@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // request is an echo request.
@@ -124,12 +126,8 @@ func TestEchoErrors(t *testing.T) {
 		v4 := v.guest.Is4()
 		t.Run(fmt.Sprintf("v4=%t", v4), func(t *testing.T) {
 			n := start(t, nil)
-			exceeded := icmpError{kind: timeExceeded6}
-			denied := icmpError{kind: unreachable6, code: prohibited6}
-			if v4 {
-				exceeded, denied = icmpError{kind: timeExceeded4}, icmpError{kind: unreachable4, code: prohibited4}
-			}
-			wantQuoted := func(want icmpError, from, dst netip.Addr, seq uint16) {
+			exceeded, denied := timeExceeded(v4), icmperror.Prohibited(v4)
+			wantQuoted := func(want icmperror.Message, from, dst netip.Addr, seq uint16) {
 				t.Helper()
 				q := n.wantError(t, want, from, v.guest, dst)
 				if id, s := binary.BigEndian.Uint16(q[4:]), binary.BigEndian.Uint16(q[6:]); id != 77 || s != seq {
@@ -147,7 +145,7 @@ func TestEchoErrors(t *testing.T) {
 				if seq > 0 {
 					from = v.far
 				}
-				wantQuoted(tooBig(v4, narrow), from, v.far, 3+seq)
+				wantQuoted(icmperror.TooBig(v4, narrow), from, v.far, 3+seq)
 			}
 			n.ping(v.guest, v.far, 64, 77, 9, make([]byte, 1000))
 			n.wantReply(t, v.guest, v.far, 77, 9, make([]byte, 1000))

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // gone is the place of a flow that the table does not have any more.
@@ -52,9 +54,9 @@ func (f *udpFlow) deliver(payloads [][]byte) { f.table.cfg.SendUDP(f.key.dst, f.
 
 // reject tells the guest of an error about a datagram that began with payload. The packet itself is gone; what programs
 // and kernels look at is its addresses and its UDP header, and from those it is made again.
-func (f *udpFlow) reject(e icmpError, payload []byte) {
-	if !isShown(e.from) || e.from == f.host.Addr() {
-		e.from = f.key.dst.Addr()
+func (f *udpFlow) reject(e icmperror.Message, payload []byte) {
+	if !isShown(e.From) || e.From == f.host.Addr() {
+		e.From = f.key.dst.Addr()
 	}
 	var b [ipv6HdrLen + udpHdrLen]byte
 	quoted := putUDP(b[:], f.key.client, f.key.dst, len(payload))

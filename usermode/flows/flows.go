@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // Config says what flows need of their surroundings. All functions are called by many goroutines, and must not wait.
@@ -28,7 +30,7 @@ type Config struct {
 // Flows are the UDP flows and echo requests under way. Its methods are safe for concurrent use.
 type Flows struct {
 	cfg     Config
-	errors  *errorLimit
+	errors  icmperror.Limit
 	udp     *udpTable
 	echo4   *echoSocket
 	echo6   *echoSocket
@@ -43,7 +45,7 @@ type Flows struct {
 
 // New makes Flows, which drop everything until Run is called.
 func New(cfg Config) *Flows {
-	f := &Flows{cfg: cfg, errors: newErrorLimit(), started: time.Now()}
+	f := &Flows{cfg: cfg, started: time.Now()}
 	f.udp = newUDPTable(f)
 	waiting := newQuota(maxEchoes, maxClientEchoes)
 	f.echo4, f.echo6 = newEchoSocket(f, true, waiting), newEchoSocket(f, false, waiting)
@@ -125,7 +127,7 @@ func (f *Flows) Stats() Stats {
 	s := Stats{
 		Evicted: f.udp.evicted.Load(), Refused: f.udp.refused.Load(), Dropped: f.udp.dropped.Load(),
 		EchoRefused: f.echo4.refused.Load() + f.echo6.refused.Load(),
-		Errors:      f.errors.sent.Load(), ErrorsHeld: f.errors.held.Load(),
+		Errors:      f.errors.Sent.Load(), ErrorsHeld: f.errors.Held.Load(),
 	}
 	s.Flows = f.udp.count()
 	s.Echoes = f.echo4.waiting.count()
@@ -134,13 +136,13 @@ func (f *Flows) Stats() Stats {
 
 // report sends e, about a packet of client's to dst, to the client, unless it got too many. quoted is that packet, as far
 // as there is something of it.
-func (f *Flows) report(e icmpError, client, dst netip.Addr, quoted ...[]byte) {
-	if !f.errors.take(client, f.now()) {
+func (f *Flows) report(e icmperror.Message, client, dst netip.Addr, quoted ...[]byte) {
+	if !f.errors.Take(client, time.Now()) {
 		return
 	}
-	if !e.from.IsValid() || e.from.Is4() != client.Is4() {
-		e.from = dst
+	if !e.From.IsValid() || e.From.Is4() != client.Is4() {
+		e.From = dst
 	}
 	var b [maxError6]byte
-	f.cfg.SendICMP(e.from, client, putError(b[:], e, client, quoted...))
+	f.cfg.SendICMP(e.From, client, putError(b[:], e, client, quoted...))
 }

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nettest"
 )
 
@@ -142,7 +143,7 @@ func next(t testing.TB, c <-chan arrived) arrived {
 }
 
 // wantError waits for an ICMP error, checks it and returns what it quotes behind the IP header.
-func (n *network) wantError(t *testing.T, want icmpError, from, client, dst netip.Addr) []byte {
+func (n *network) wantError(t *testing.T, want icmperror.Message, from, client, dst netip.Addr) []byte {
 	t.Helper()
 	a := next(t, n.messages)
 	m, v4 := a.payload, client.Is4()
@@ -156,8 +157,8 @@ func (n *network) wantError(t *testing.T, want icmpError, from, client, dst neti
 	if !v4 {
 		mtu = binary.BigEndian.Uint32(m[4:])
 	}
-	if m[0] != want.kind || m[1] != want.code || mtu != want.mtu {
-		t.Fatalf("type %d, code %d, MTU %d, want %d, %d, %d", m[0], m[1], mtu, want.kind, want.code, want.mtu)
+	if m[0] != want.Type || m[1] != want.Code || mtu != want.MTU {
+		t.Fatalf("type %d, code %d, MTU %d, want %d, %d, %d", m[0], m[1], mtu, want.Type, want.Code, want.MTU)
 	}
 	ip := m[icmpHdrLen:]
 	if v4 {
@@ -176,7 +177,7 @@ func (n *network) wantError(t *testing.T, want icmpError, from, client, dst neti
 }
 
 // wantUDPError is wantError for one about a datagram from client to dst.
-func (n *network) wantUDPError(t *testing.T, want icmpError, from netip.Addr, client, dst netip.AddrPort) {
+func (n *network) wantUDPError(t *testing.T, want icmperror.Message, from netip.Addr, client, dst netip.AddrPort) {
 	t.Helper()
 	u := n.wantError(t, want, from, client.Addr(), dst.Addr())
 	if src, to := binary.BigEndian.Uint16(u), binary.BigEndian.Uint16(u[2:]); src != client.Port() || to != dst.Port() {
@@ -280,7 +281,7 @@ func TestRefusedPort(t *testing.T) {
 		client, dst := netip.AddrPortFrom(guest, 4000), netip.AddrPortFrom(alias, deafPort(t, local))
 		for range 3 {
 			n.send(client, dst, 64, []byte("anybody?"))
-			n.wantUDPError(t, portUnreachable(guest.Is4()), alias, client, dst)
+			n.wantUDPError(t, icmperror.PortUnreachable(guest.Is4()), alias, client, dst)
 		}
 	})
 }
@@ -290,7 +291,7 @@ func TestRefusedThenHeard(t *testing.T) {
 	n := start(t, nil)
 	client, dst := netip.AddrPortFrom(guest4, 4000), netip.AddrPortFrom(alias4, deafPort(t, local4))
 	n.send(client, dst, 64, []byte("anybody?"))
-	n.wantUDPError(t, portUnreachable(true), alias4, client, dst)
+	n.wantUDPError(t, icmperror.PortUnreachable(true), alias4, client, dst)
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local4, dst.Port())))
 	if err != nil {
 		t.Fatal(err)
@@ -314,9 +315,9 @@ func TestForbidden(t *testing.T) {
 		n := start(t, nil)
 		client, dst := netip.AddrPortFrom(a.guest, 4000), netip.AddrPortFrom(a.dst, 9)
 		n.send(client, dst, 64, []byte("x"))
-		n.wantUDPError(t, prohibited(a.guest.Is4()), a.dst, client, dst)
+		n.wantUDPError(t, icmperror.Prohibited(a.guest.Is4()), a.dst, client, dst)
 		n.ping(a.guest, a.dst, 64, 1, 1, nil)
-		n.wantError(t, prohibited(a.guest.Is4()), a.dst, a.guest, a.dst)
+		n.wantError(t, icmperror.Prohibited(a.guest.Is4()), a.dst, a.guest, a.dst)
 		if s := n.Stats(); s.Flows != 0 || s.Refused != 1 || s.EchoRefused != 1 {
 			t.Errorf("stats %+v", s)
 		}
@@ -327,10 +328,11 @@ func TestForbidden(t *testing.T) {
 // A guest that asks for errors without end gets some; others get theirs all the same.
 func TestErrorsAreLimited(t *testing.T) {
 	n := start(t, nil)
-	for i := range 10 * errorBurst {
+	const burst = 100 // errors that there are at once
+	for i := range 10 * burst {
 		n.send(netip.AddrPortFrom(guest4, uint16(i+1)), netip.AddrPortFrom(forbidden4, 9), 64, nil)
 	}
-	if s := n.Stats(); s.Errors < errorBurst || s.Errors > 5*errorBurst || s.Errors+s.ErrorsHeld != 10*errorBurst {
+	if s := n.Stats(); s.Errors < burst || s.Errors > 5*burst || s.Errors+s.ErrorsHeld != 10*burst {
 		t.Errorf("%d errors, %d held", s.Errors, s.ErrorsHeld)
 	}
 	before := n.Stats().Errors

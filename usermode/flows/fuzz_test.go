@@ -7,9 +7,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // What a socket for echo requests may receive: anything.
@@ -17,11 +16,11 @@ func FuzzParseError(f *testing.F) {
 	for _, v := range []struct{ src, dst netip.Addr }{{guest4, alias4}, {guest6, alias6}} {
 		var ip [ipv6HdrLen]byte
 		m := request(v.src, v.dst, 7, 8, []byte("data"))
-		proto, e := uint8(protoICMP6), tooBig(false, 1280)
+		proto, e := uint8(protoICMP6), icmperror.TooBig(false, 1280)
 		if v.src.Is4() {
-			proto, e = protoICMP4, tooBig(true, 1280)
+			proto, e = protoICMP4, icmperror.TooBig(true, 1280)
 		}
-		e.from = v.dst
+		e.From = v.dst
 		n := putIP(ip[:], proto, len(m), v.src, v.dst)
 		f.Add(v.src.Is4(), putError(make([]byte, maxError6), e, v.src, ip[:n], m))
 	}
@@ -30,7 +29,7 @@ func FuzzParseError(f *testing.F) {
 		if !ok {
 			return
 		}
-		if !passes(v4, e.kind) || q.dst.Is4() != v4 || len(q.message) < icmpHdrLen || !bytes.HasSuffix(m, q.message) {
+		if !icmperror.Passes(v4, e.Type) || q.dst.Is4() != v4 || len(q.message) < icmpHdrLen || !bytes.HasSuffix(m, q.message) {
 			t.Errorf("%+v, %+v", e, q)
 		}
 	})
@@ -54,13 +53,13 @@ func FuzzEcho(f *testing.F) {
 		if v4 {
 			client, dst = guest4, forbidden4
 		}
-		flows.errors = newErrorLimit()
+		flows.errors = icmperror.Limit{}
 		flows.Echo(client, dst, 64, header, m)
 		if len(m) >= icmpHdrLen {
 			putSum(m, client, dst)
 			flows.Echo(client, dst, 64, header, m)
 		}
-		flows.report(portUnreachable(v4), client, dst, header, m)
+		flows.report(icmperror.PortUnreachable(v4), client, dst, header, m)
 	})
 }
 
@@ -72,26 +71,6 @@ func checkError(t testing.TB, from, to netip.Addr, m []byte) {
 	if len(m) < icmpHdrLen || len(m) > limit || from.Is4() != to.Is4() || icmpSum(m, from, to) != 0xffff {
 		t.Errorf("message of %d bytes from %s to %s: % x", len(m), from, to, m)
 	}
-}
-
-func FuzzParseHostError(f *testing.F) {
-	const size = int(unsafe.Sizeof(unix.SockExtendedErr{}))
-	b := make([]byte, unix.CmsgSpace(size+unix.SizeofSockaddrInet4))
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-	h.Level, h.Type = unix.IPPROTO_IP, unix.IP_RECVERR
-	h.SetLen(unix.CmsgLen(size + unix.SizeofSockaddrInet4))
-	data := b[unix.CmsgLen(0):]
-	data[4], data[5], data[6] = unix.SO_EE_ORIGIN_ICMP, unreachable4, portUnreachable4
-	data[size] = unix.AF_INET
-	f.Add(b)
-	if e, ok := parseHostError(b); !ok || e.kind != unreachable4 || e.code != portUnreachable4 || e.from != netip.IPv4Unspecified() {
-		f.Fatalf("%+v, %t", e, ok)
-	}
-	f.Fuzz(func(t *testing.T, control []byte) {
-		if e, ok := parseHostError(control); ok && !passes(true, e.kind) && !passes(false, e.kind) {
-			t.Errorf("%+v", e)
-		}
-	})
 }
 
 func TestSum(t *testing.T) {

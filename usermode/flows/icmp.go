@@ -3,17 +3,14 @@ package flows
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
-// Numbers of ICMP (RFC 792, RFC 1191, RFC 1812) and ICMPv6 (RFC 4443).
+// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443).
 const (
-	echoReply4, echoRequest4                            = 0, 8
-	unreachable4, timeExceeded4, paramProblem4          = 3, 11, 12
-	hostUnreachable4, portUnreachable4, needFragment4   = 1, 3, 4
-	prohibited4                                         = 13
-	echoRequest6, echoReply6                            = 128, 129
-	unreachable6, tooBig6, timeExceeded6, paramProblem6 = 1, 2, 3, 4
-	prohibited6, addressUnreachable6, portUnreachable6  = 1, 3, 4
+	echoReply4, echoRequest4 = 0, 8
+	echoRequest6, echoReply6 = 128, 129
 )
 
 const (
@@ -26,66 +23,26 @@ const (
 	maxError4, maxError6 = 576, 1280
 )
 
-// icmpError is an ICMP error message without what it quotes.
-type icmpError struct {
-	from       netip.Addr // who says so; invalid: the destination itself
-	kind, code uint8
-	mtu        uint32 // of "fragmentation needed" and "packet too big"
-}
-
-// Errors that are ours.
-
-func portUnreachable(v4 bool) icmpError {
-	if v4 {
-		return icmpError{kind: unreachable4, code: portUnreachable4}
-	}
-	return icmpError{kind: unreachable6, code: portUnreachable6}
-}
-
-// prohibited is what a router's filter answers (RFC 1812, section 5.2.7.1).
-func prohibited(v4 bool) icmpError {
-	if v4 {
-		return icmpError{kind: unreachable4, code: prohibited4}
-	}
-	return icmpError{kind: unreachable6, code: prohibited6}
-}
-
-func hostUnreachable(v4 bool) icmpError {
-	if v4 {
-		return icmpError{kind: unreachable4, code: hostUnreachable4}
-	}
-	return icmpError{kind: unreachable6, code: addressUnreachable6}
-}
-
-// passes tells whether a message of this type is for the sender of the packet that it quotes. Redirects are for the
-// host; source quench is abolished (RFC 6633).
-func passes(v4 bool, kind uint8) bool {
-	if v4 {
-		return kind == unreachable4 || kind == timeExceeded4 || kind == paramProblem4
-	}
-	return kind == unreachable6 || kind == tooBig6 || kind == timeExceeded6 || kind == paramProblem6
-}
-
 // putError makes the message of e to a guest in b, which has room for maxError6. quoted is the packet that it is about,
 // from its IP header on.
-func putError(b []byte, e icmpError, client netip.Addr, quoted ...[]byte) []byte {
+func putError(b []byte, e icmperror.Message, client netip.Addr, quoted ...[]byte) []byte {
 	v4, room := client.Is4(), maxError6-ipv6HdrLen-icmpHdrLen
 	if v4 {
 		room = maxError4 - ipv4HdrLen - icmpHdrLen
 	}
 	clear(b[:icmpHdrLen])
-	b[0], b[1] = e.kind, e.code
+	b[0], b[1] = e.Type, e.Code
 	if v4 {
-		binary.BigEndian.PutUint16(b[6:], uint16(min(e.mtu, 0xffff)))
+		binary.BigEndian.PutUint16(b[6:], uint16(min(e.MTU, 0xffff)))
 	} else {
-		binary.BigEndian.PutUint32(b[4:], e.mtu)
+		binary.BigEndian.PutUint32(b[4:], e.MTU)
 	}
 	n := 0
 	for _, q := range quoted {
 		n += copy(b[icmpHdrLen+n:][:room-n], q)
 	}
 	b = b[:icmpHdrLen+n]
-	putSum(b, e.from, client)
+	putSum(b, e.From, client)
 	return b
 }
 
@@ -180,16 +137,17 @@ type quotation struct {
 
 // parseError reads an ICMP error, from its ICMP header on, and the echo request that it quotes; false: it is something
 // else.
-func parseError(v4 bool, m []byte) (e icmpError, q quotation, ok bool) {
-	if len(m) < icmpHdrLen || !passes(v4, m[0]) {
+func parseError(v4 bool, m []byte) (e icmperror.Message, q quotation, ok bool) {
+	if len(m) < icmpHdrLen || !icmperror.Passes(v4, m[0]) {
 		return e, q, false
 	}
-	e = icmpError{kind: m[0], code: m[1]}
+	e = icmperror.Message{Type: m[0], Code: m[1]}
 	switch {
-	case v4 && e.kind == unreachable4 && e.code == needFragment4:
-		e.mtu = uint32(binary.BigEndian.Uint16(m[6:]))
-	case !v4 && e.kind == tooBig6:
-		e.mtu = binary.BigEndian.Uint32(m[4:])
+	case !e.IsTooBig(v4):
+	case v4:
+		e.MTU = uint32(binary.BigEndian.Uint16(m[6:]))
+	default:
+		e.MTU = binary.BigEndian.Uint32(m[4:])
 	}
 	ip := m[icmpHdrLen:]
 	var dst netip.Addr

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
@@ -24,7 +25,7 @@ type inbox struct {
 	names   [inboxSize]unix.RawSockaddrInet6 // holds an IPv4 address as well
 	buffers [inboxSize][]byte
 	filled  [inboxSize][]byte
-	queue   errorQueue
+	queue   icmperror.Queue
 }
 
 func newInbox() *inbox {

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // echoBuffer is for what waits to be sent: requests to neighbours that are not there stay for three seconds, and others
@@ -51,7 +53,7 @@ func openPinger(s *echoSocket) (_ *pinger, err error) {
 		p.ident, err = boundPort(fd)
 	}
 	if err == nil {
-		err = askForErrors(fd, s.v4)
+		err = icmperror.Ask(fd, s.v4)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -101,7 +103,7 @@ func boundPort(fd int) (uint16, error) {
 }
 
 // send sends a message to host. The echoSocket's sending lock is held.
-func (p *pinger) send(host netip.Addr, path pathOptions, message []byte) (told icmpError, err error) {
+func (p *pinger) send(host netip.Addr, path pathOptions, message []byte) (told icmperror.Message, err error) {
 	if !p.hold() {
 		return told, errEnded
 	}
@@ -120,14 +122,14 @@ func (p *pinger) send(host netip.Addr, path pathOptions, message []byte) (told i
 		case nil, unix.EAGAIN, unix.ENOBUFS, unix.EACCES:
 			return told, err
 		case unix.ENETUNREACH, unix.EHOSTUNREACH:
-			told = hostUnreachable(v4)
+			told = icmperror.HostUnreachable(v4)
 		case unix.EMSGSIZE:
 			if mtu := wayTo(host); isLonger(len(message), mtu, v4) {
-				return tooBig(v4, mtu), err
+				return icmperror.TooBig(v4, mtu), err
 			}
 		}
 		// It may be an earlier request's error.
-		p.readErrors(new(errorQueue))
+		p.readErrors(new(icmperror.Queue))
 	}
 	return told, err
 }
@@ -168,15 +170,18 @@ func (p *pinger) receive(in *inbox) (more bool) {
 }
 
 // readErrors sends the errors that wait in the socket's queue to the guests whose requests they are about.
-func (p *pinger) readErrors(queue *errorQueue) {
+func (p *pinger) readErrors(queue *icmperror.Queue) {
 	for {
-		e, payload, host, more := queue.read(p.fd)
+		e, more := queue.Read(p.fd)
 		if !more {
 			return
 		}
-		if q, ok := parseRequest(p.of.v4, payload); ok && q.ident == p.ident {
-			q.dst = host
-			p.of.fail(e, q)
+		if e.Local { // what is too long, the guest is told where it is sent
+			continue
+		}
+		if q, ok := parseRequest(p.of.v4, e.Quoted); ok && q.ident == p.ident {
+			q.dst = e.To
+			p.of.fail(e.Message, q)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/net/icmp"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 // pinger is the socket of an echoSocket. Errors come among its messages, where the system has them at all.
@@ -51,7 +53,7 @@ func openPinger(s *echoSocket) (*pinger, error) {
 func (p *pinger) close() error { return p.conn.Close() }
 
 // send sends a message to host. The echoSocket's sending lock is held.
-func (p *pinger) send(host netip.Addr, path pathOptions, message []byte) (told icmpError, err error) {
+func (p *pinger) send(host netip.Addr, path pathOptions, message []byte) (told icmperror.Message, err error) {
 	if s := p.of; s.path.hops != path.hops && path.hops > 0 {
 		// Where the system has no such option, it sends with its own.
 		if s.v4 {
@@ -66,7 +68,7 @@ func (p *pinger) send(host netip.Addr, path pathOptions, message []byte) (told i
 		to = &net.IPAddr{IP: host.AsSlice(), Zone: host.Zone()}
 	}
 	if _, err = p.conn.WriteTo(message, to); err != nil && isUnreachable(err) {
-		told = hostUnreachable(p.of.v4)
+		told = icmperror.HostUnreachable(p.of.v4)
 	}
 	return told, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
@@ -42,7 +43,7 @@ func connect(dst netip.AddrPort) (fd int, err error) {
 			unix.Close(fd)
 		}
 	}()
-	if err := askForErrors(fd, v4); err != nil {
+	if err := icmperror.Ask(fd, v4); err != nil {
 		return -1, err
 	}
 	roomy(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, flowBuffer)
@@ -114,18 +115,18 @@ func (f *udpFlow) sendOne(b *burst, payload []byte) error {
 		err := nonblock.Send(f.fd, payload)
 		if err == nil || err == unix.EAGAIN || err == unix.ENOBUFS || try == 2 {
 			if err == unix.ENETUNREACH || err == unix.EHOSTUNREACH {
-				f.table.reject(hostUnreachable(v4), b, payload) // the route has gone
+				f.table.reject(icmperror.HostUnreachable(v4), b, payload) // the route has gone
 			}
 			return err
 		}
 		if err == unix.EMSGSIZE {
 			if mtu := pathMTU(f.fd, v4); isLonger(len(payload)+udpHdrLen, mtu, v4) {
-				f.table.reject(tooBig(v4, mtu), b, payload)
+				f.table.reject(icmperror.TooBig(v4, mtu), b, payload)
 				return err
 			}
 		}
 		// Most errors belong to an earlier datagram, and this one has not been sent.
-		f.readErrors(new(errorQueue))
+		f.readErrors(new(icmperror.Queue))
 	}
 }
 
@@ -150,13 +151,15 @@ func (f *udpFlow) receive(in *inbox) (more bool) {
 }
 
 // readErrors sends the errors that wait in the socket's queue to the guest.
-func (f *udpFlow) readErrors(q *errorQueue) {
+func (f *udpFlow) readErrors(q *icmperror.Queue) {
 	for {
-		e, payload, _, more := q.read(f.fd)
+		e, more := q.Read(f.fd)
 		if !more {
 			return
 		}
-		f.reject(e, payload)
+		if !e.Local { // what is too long, the guest is told where it is sent
+			f.reject(e.Message, e.Quoted)
+		}
 	}
 }
 
@@ -201,15 +204,6 @@ func isLonger(n int, mtu uint32, v4 bool) bool {
 		return n+ipv4HdrLen > int(mtu) && mtu > 0
 	}
 	return n+ipv6HdrLen > int(mtu) && mtu > 0
-}
-
-// askForErrors makes the kernel queue the ICMP errors that are about the socket's packets.
-func askForErrors(fd int, v4 bool) error {
-	level, option := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
-	if v4 {
-		level, option = unix.IPPROTO_IP, unix.IP_RECVERR
-	}
-	return os.NewSyscallError("set IP_RECVERR", unix.SetsockoptInt(fd, level, option, 1))
 }
 
 // roomy gives a socket a receive or send buffer, as long as the kernel allows.

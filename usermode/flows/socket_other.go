@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 const (
@@ -92,10 +94,10 @@ func (f *udpFlow) sendOne(b *burst, payload []byte) error {
 	switch {
 	case err == nil:
 	case isRefused(err): // an earlier datagram was, and this one has not been sent
-		f.reject(portUnreachable(v4), nil)
+		f.reject(icmperror.PortUnreachable(v4), nil)
 		_, err = f.conn.Write(payload)
 	case isUnreachable(err):
-		f.table.reject(hostUnreachable(v4), b, payload)
+		f.table.reject(icmperror.HostUnreachable(v4), b, payload)
 	}
 	return err
 }
@@ -109,9 +111,9 @@ func (f *udpFlow) receive() {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case isRefused(err):
-			f.reject(portUnreachable(f.host.Addr().Is4()), nil)
+			f.reject(icmperror.PortUnreachable(f.host.Addr().Is4()), nil)
 		case isUnreachable(err):
-			f.reject(hostUnreachable(f.host.Addr().Is4()), nil)
+			f.reject(icmperror.HostUnreachable(f.host.Addr().Is4()), nil)
 		case err != nil:
 			f.table.cfg.Log.Debug("a UDP flow ends", "client", f.key.client.Addr(), "dst", f.key.dst, "err", err)
 			return

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/usernet/usernet/internal/icmperror"
 )
 
 const (
@@ -151,7 +153,7 @@ func (t *udpTable) admit(key flowKey, b *burst) *udpFlow {
 	v4 := key.dst.Addr().Is4()
 	host, ok := t.cfg.Resolve(key.dst.Addr())
 	if !ok || host.Is4() != v4 {
-		t.reject(prohibited(v4), b, b.payloads[0])
+		t.reject(icmperror.Prohibited(v4), b, b.payloads[0])
 		return nil
 	}
 	f := &udpFlow{table: t, key: key, host: netip.AddrPortFrom(host, key.dst.Port())}
@@ -165,7 +167,7 @@ func (t *udpTable) admit(key flowKey, b *burst) *udpFlow {
 		// That we have no descriptors or memory left is no answer. "No route" is, but a program whose socket is
 		// connected would not be told: the kernel takes it for something that may pass.
 		if isUnreachable(err) {
-			t.reject(portUnreachable(v4), b, b.payloads[0])
+			t.reject(icmperror.PortUnreachable(v4), b, b.payloads[0])
 		}
 		return nil
 	}
@@ -173,7 +175,7 @@ func (t *udpTable) admit(key flowKey, b *burst) *udpFlow {
 }
 
 // reject answers a datagram of a burst with an ICMP error.
-func (t *udpTable) reject(e icmpError, b *burst, payload []byte) {
+func (t *udpTable) reject(e icmperror.Message, b *burst, payload []byte) {
 	t.report(e, b.client.Addr(), b.dst.Addr(), b.quoted, payload)
 }
 

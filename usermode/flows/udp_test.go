@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
@@ -32,26 +33,22 @@ func TestUDPErrors(t *testing.T) {
 		v4 := v.guest.Is4()
 		t.Run(fmt.Sprintf("v4=%t", v4), func(t *testing.T) {
 			n := start(t, nil)
-			exceeded := icmpError{kind: timeExceeded6}
-			denied := icmpError{kind: unreachable6, code: prohibited6}
-			if v4 {
-				exceeded, denied = icmpError{kind: timeExceeded4}, icmpError{kind: unreachable4, code: prohibited4}
-			}
+			exceeded, denied := timeExceeded(v4), icmperror.Prohibited(v4)
 			client := netip.AddrPortFrom(v.guest, 5000)
 			// traceroute: the same flow, one more hop each time.
 			far := netip.AddrPortFrom(v.far, 33434)
 			n.send(client, far, 1, []byte("x"))
 			n.wantUDPError(t, exceeded, v.router, client, far)
 			n.send(client, far, 2, []byte("x"))
-			n.wantUDPError(t, portUnreachable(v4), v.far, client, far)
+			n.wantUDPError(t, icmperror.PortUnreachable(v4), v.far, client, far)
 			closed := netip.AddrPortFrom(v.closed, 9)
 			n.send(client, closed, 64, []byte("x"))
 			n.wantUDPError(t, denied, v.router, client, closed)
 			// The router says that it is too long for the way, and then the host knows.
 			n.send(client, far, 64, make([]byte, 1450))
-			n.wantUDPError(t, tooBig(v4, narrow), v.router, client, far)
+			n.wantUDPError(t, icmperror.TooBig(v4, narrow), v.router, client, far)
 			n.send(client, far, 64, make([]byte, 1450))
-			n.wantUDPError(t, tooBig(v4, narrow), v.far, client, far)
+			n.wantUDPError(t, icmperror.TooBig(v4, narrow), v.far, client, far)
 		})
 	}
 }
@@ -65,7 +62,7 @@ func TestDontFragment(t *testing.T) {
 	client := netip.AddrPortFrom(guest4, 5000)
 	payload := bytes.Repeat([]byte{5}, 8000)
 	n.send(client, server, 64, payload)
-	n.wantUDPError(t, tooBig(true, 1500), server.Addr(), client, server)
+	n.wantUDPError(t, icmperror.TooBig(true, 1500), server.Addr(), client, server)
 	var b [ipv4HdrLen + udpHdrLen]byte
 	n.UDP(client, server, 64, putUDP(b[:], client, server, len(payload)), [][]byte{payload})
 	if a := next(t, n.datagrams); !bytes.Equal(a.payload, payload) {
@@ -128,7 +125,7 @@ func TestBurstErrors(t *testing.T) {
 	client, server := netip.AddrPortFrom(guest4, 5000), netip.AddrPortFrom(far4.Addr(), 4567)
 	two := [][]byte{[]byte("12"), []byte("34")}
 	n.send(client, server, 64, []byte("is anybody there?"))
-	n.wantUDPError(t, portUnreachable(true), server.Addr(), client, server)
+	n.wantUDPError(t, icmperror.PortUnreachable(true), server.Addr(), client, server)
 	inside(t, far, func() {
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(server))
 		if err != nil {
@@ -146,7 +143,7 @@ func TestBurstErrors(t *testing.T) {
 	})
 	long := make([]byte, 2000)
 	n.send(client, server, 64, long, long)
-	n.wantUDPError(t, tooBig(true, 1500), server.Addr(), client, server)
+	n.wantUDPError(t, icmperror.TooBig(true, 1500), server.Addr(), client, server)
 	n.send(netip.AddrPortFrom(guest4, 5001), netip.AddrPortFrom(forbidden4, 1), 64, two...)
 	if s := n.Stats(); s.Refused != 2 || s.Dropped != 2 {
 		t.Errorf("stats %+v, want 2 refused and 2 dropped", s)

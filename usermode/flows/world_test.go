@@ -12,8 +12,11 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/nettest"
 )
 
@@ -28,6 +31,14 @@ var (
 )
 
 const narrow = 1400 // bytes, the MTU of the link to the far host
+
+// timeExceeded is what a router says where a packet has no hops left.
+func timeExceeded(v4 bool) icmperror.Message {
+	if v4 {
+		return icmperror.Message{Type: uint8(ipv4.ICMPTypeTimeExceeded)}
+	}
+	return icmperror.Message{Type: uint8(ipv6.ICMPTypeTimeExceeded)}
+}
 
 // namespace is a network namespace.
 type namespace interface{ Do(func() error) error }
