@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usernet/usernet/internal/nonblock"
 )
 
 const (
@@ -35,25 +37,9 @@ func newBatch() any {
 	return b
 }
 
-// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
-type mmsghdr struct {
-	unix.Msghdr
-	n uint32
-}
-
-// transfer is recvmmsg(2) or sendmmsg(2). It does not wait.
-func transfer(call uintptr, fd int, headers []mmsghdr) (int, unix.Errno) {
-	for {
-		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&headers[0])), uintptr(len(headers)), unix.MSG_DONTWAIT, 0, 0)
-		if errno != unix.EINTR {
-			return int(n), errno
-		}
-	}
-}
-
 // inbox is where datagrams are received.
 type inbox struct {
-	headers  [batchSize]mmsghdr
+	headers  [batchSize]nonblock.Message
 	iovecs   [batchSize]unix.Iovec
 	names    [batchSize]unix.RawSockaddrInet6 // holds an IPv4 address as well
 	controls [batchSize][controlSpace]byte
@@ -66,7 +52,7 @@ func (in *inbox) init() {
 		in.buffers[i] = make([]byte, maxMessage)
 		in.iovecs[i].Base = &in.buffers[i][0]
 		in.iovecs[i].SetLen(maxMessage)
-		h := &in.headers[i]
+		h := &in.headers[i].Hdr
 		h.Iov = &in.iovecs[i]
 		h.SetIovlen(1)
 		h.Name = (*byte)(unsafe.Pointer(&in.names[i]))
@@ -77,19 +63,16 @@ func (in *inbox) init() {
 // receive takes what the socket has, up to batchSize messages, and returns their number.
 func (in *inbox) receive(fd int) (int, error) {
 	for i := range in.headers {
-		in.headers[i].Namelen = unix.SizeofSockaddrInet6
-		in.headers[i].SetControllen(controlSpace)
+		h := &in.headers[i].Hdr
+		h.Namelen = unix.SizeofSockaddrInet6
+		h.SetControllen(controlSpace)
 	}
-	n, errno := transfer(unix.SYS_RECVMMSG, fd, in.headers[:])
-	if errno != 0 {
-		return 0, errno
-	}
-	return n, nil
+	return nonblock.Recvmmsg(fd, in.headers[:])
 }
 
 // message is the i-th of those received: one datagram, or several, each but for the last with segment bytes.
 func (in *inbox) message(i int) (b []byte, segment int) {
-	b = in.buffers[i][:in.headers[i].n]
+	b = in.buffers[i][:in.headers[i].Len]
 	if n := segmentSize(in.control(i)); n > 0 && n < len(b) {
 		return b, n
 	}
@@ -97,11 +80,11 @@ func (in *inbox) message(i int) (b []byte, segment int) {
 }
 
 func (in *inbox) control(i int) []byte {
-	return in.controls[i][:min(in.headers[i].Controllen, controlSpace)]
+	return in.controls[i][:min(in.headers[i].Hdr.Controllen, controlSpace)]
 }
 
 func (in *inbox) name(i int) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(&in.names[i])), min(in.headers[i].Namelen, unix.SizeofSockaddrInet6))
+	return unsafe.Slice((*byte)(unsafe.Pointer(&in.names[i])), min(in.headers[i].Hdr.Namelen, unix.SizeofSockaddrInet6))
 }
 
 // alike tells whether the i-th one came from where the one before it did, for the same address.

@@ -28,7 +28,7 @@ type outbox struct {
 	pieces [batchSize]piece
 
 	bursts   [batchSize]burst
-	headers  [batchSize]mmsghdr
+	headers  [batchSize]nonblock.Message
 	iovecs   [batchSize]unix.Iovec // one for each piece
 	controls [batchSize][controlSpace]byte
 }
@@ -77,13 +77,13 @@ func (o *outbox) flush() {
 	}
 	count := o.arrange()
 	for sent, again := 0, false; sent < count; {
-		n, errno := transfer(unix.SYS_SENDMMSG, o.route.fd, o.headers[sent:count])
+		n, err := nonblock.Sendmmsg(o.route.fd, o.headers[sent:count])
 		switch {
-		case errno == 0:
+		case err == nil:
 			sent, again = sent+n, false
-		case errno == unix.EAGAIN || errno == unix.ENOBUFS:
+		case err == unix.EAGAIN || err == unix.ENOBUFS:
 			sent = count
-		case o.bursts[sent].segments > 1 && uncut(errno):
+		case o.bursts[sent].segments > 1 && uncut(err):
 			o.flushSingly(o.bursts[sent].first)
 			return
 		case !again:
@@ -98,8 +98,8 @@ func (o *outbox) flush() {
 
 // uncut tells whether a burst failed because it was one: its datagrams are longer than the way is wide, or the way has no
 // checksums.
-func uncut(errno unix.Errno) bool {
-	return errno == unix.EINVAL || errno == unix.EIO || errno == unix.EMSGSIZE
+func uncut(err error) bool {
+	return err == unix.EINVAL || err == unix.EIO || err == unix.EMSGSIZE
 }
 
 // flushSingly sends the pieces from first on, and all that take this route from now on, one datagram a message.
@@ -157,7 +157,7 @@ func (u *burst) take(p piece) bool {
 
 // head makes the header of the i-th burst.
 func (o *outbox) head(i int) {
-	h, u, control := &o.headers[i], &o.bursts[i], &o.controls[i]
+	h, u, control := &o.headers[i].Hdr, &o.bursts[i], &o.controls[i]
 	h.Name, h.Namelen = unsafe.SliceData(o.route.name), uint32(len(o.route.name))
 	h.Iov = &o.iovecs[u.first]
 	h.SetIovlen(u.pieces)
