@@ -17,6 +17,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/usernet/usernet/internal/nonblock"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // link is a TUN as a netstack link endpoint. Packets go through it whole in both directions, up to 64 KiB of TCP at a
@@ -49,10 +50,8 @@ type link struct {
 }
 
 var (
-	_ stack.LinkEndpoint = (*link)(nil)
-	_ stack.GSOEndpoint  = (*link)(nil) // a wrapper around link must pass this on, or segmentation is off
-
-	_ stack.QueueingDiscipline = (*link)(nil)
+	_ tcprelay.Link     = (*link)(nil)
+	_ stack.GSOEndpoint = (*link)(nil) // a wrapper around link must pass this on, or segmentation is off
 )
 
 func newLink(raw syscall.RawConn, cfg netstackConfig) *link {
@@ -259,8 +258,6 @@ func (s *sender) flush() error {
 
 // WritePacket sends pkt. It waits for the TUN to take it: a dropped packet costs a retransmission timeout, and the wait
 // is what slows down a sender that is too fast. A packet that the TUN refuses is counted and lost, as on any link.
-//
-// It is called in place of a queueing discipline. netstack's own, which queues nothing, makes a list for each packet.
 func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
 	if isSYN(pkt) && l.postpone(pkt) {
 		return nil

@@ -14,8 +14,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -179,34 +177,11 @@ func (c *carrier) close() {
 	c.postponed.Wait()
 }
 
-// newStack makes a netstack that takes every packet for its own. It starts goroutines; Close and Wait end them.
-func newStack(link *link) (_ *stack.Stack, err error) {
-	st := stack.New(stack.Options{
-		// No router solicitations, autoconfiguration, duplicate address detection, IGMP or MLD: the zero options
-		// leave all of it off. Nobody on the TUN speaks them, and netstack has no address of its own.
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-		// A packet that is addressed to where it came from is for the host, too.
-		HandleLocal: false,
-	})
-	defer func() {
-		if err != nil {
-			st.Close()
-			st.Wait()
-		}
-	}()
-	if err := tcprelay.SetOptions(st); err != nil {
+// newStack makes a netstack that takes every packet for its own, and has no address. It starts goroutines; Close and Wait end them.
+func newStack(link *link) (*stack.Stack, error) {
+	st, err := tcprelay.NewStack(nicID, link)
+	if err != nil {
 		return nil, err
-	}
-	if err := st.CreateNICWithOptions(nicID, link, stack.NICOptions{QDisc: link}); err != nil {
-		return nil, fmt.Errorf("netstack: create NIC: %s", err)
-	}
-	// Accept packets for any address, and answer in its name.
-	if err := st.SetPromiscuousMode(nicID, true); err != nil {
-		return nil, fmt.Errorf("netstack: promiscuous mode: %s", err)
-	}
-	if err := st.SetSpoofing(nicID, true); err != nil {
-		return nil, fmt.Errorf("netstack: spoofing: %s", err)
 	}
 	st.SetRouteTable([]tcpip.Route{
 		{Destination: header.IPv4EmptySubnet, NIC: nicID},

@@ -20,8 +20,8 @@ const (
 	bufferMin  = 64 << 10 // what is left of Buffer with very many connections
 )
 
-// SetOptions sets what TCP does differently from netstack's defaults, and what must not change with them.
-func SetOptions(st *stack.Stack) error {
+// setOptions sets what TCP does differently from netstack's defaults, and what must not change with them.
+func setOptions(st *stack.Stack) error {
 	var (
 		// Retransmit what was lost and not the whole window.
 		sack = tcpip.TCPSACKEnabled(true)

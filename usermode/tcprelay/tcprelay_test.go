@@ -52,7 +52,7 @@ func newBed(t testing.TB, limits Limits) *bed {
 	if err := b.client.AddProtocolAddress(nic, protocolAddr, stack.AddressProperties{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(wrap(b.stack.SetPromiscuousMode(nic, true)), wrap(b.stack.SetSpoofing(nic, true)), SetOptions(b.stack)); err != nil {
+	if err := errors.Join(wrap(b.stack.SetPromiscuousMode(nic, true)), wrap(b.stack.SetSpoofing(nic, true)), setOptions(b.stack)); err != nil {
 		t.Fatal(err)
 	}
 	b.relays = New(b.stack, Config{NIC: nic, Limits: limits, Log: slog.New(slog.DiscardHandler), Resolve: func(a netip.Addr) (netip.Addr, bool) {

@@ -9,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/usernet/usernet/usermode/l2"
+	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
 // maxPacket is the longest IP packet.
@@ -35,9 +36,8 @@ type link struct {
 }
 
 var (
-	_ stack.LinkEndpoint       = (*link)(nil)
-	_ stack.GSOEndpoint        = (*link)(nil)
-	_ stack.QueueingDiscipline = (*link)(nil)
+	_ tcprelay.Link     = (*link)(nil)
+	_ stack.GSOEndpoint = (*link)(nil)
 )
 
 func newLink(sw *l2.Switch, cfg Config) *link {
@@ -69,8 +69,6 @@ func (l *link) deliver(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffe
 
 // WritePacket sends pkt: to the machine's port if there is room and nothing waits in its outbox, else by the outbox. It does not wait:
 // it is called by goroutines that serve everybody, those of netstack's TCP among them.
-//
-// It is called in place of a queueing discipline. netstack's own, which queues nothing, makes a list for each packet.
 func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
 	mac, ok := destination(pkt)
 	if !ok {

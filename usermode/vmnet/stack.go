@@ -7,8 +7,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -22,38 +20,22 @@ const nicID tcpip.NICID = 1
 
 // newStack makes the netstack of a network. It starts goroutines; Close and Wait end them.
 func newStack(l *link, a addresses) (_ *stack.Stack, err error) {
-	st := stack.New(stack.Options{
-		// No router solicitations, autoconfiguration, duplicate address detection, IGMP or MLD: the zero options leave all of it
-		// off. The gateway is the router, has its addresses by definition, and the switch sends groups' frames to everybody.
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-		// A packet that is addressed to where it came from is for the host, too.
-		HandleLocal: false,
-	})
+	// It accepts connections to any address. Deliver sees to it that netstack gets to see nothing by which it would claim an address
+	// that is not its own: solicitations and ARP for others' addresses, echo requests to them.
+	st, err := tcprelay.NewStack(nicID, l, arp.NewProtocol)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			st.Close()
 			st.Wait()
 		}
 	}()
-	if err := tcprelay.SetOptions(st); err != nil {
-		return nil, err
-	}
-	if err := st.CreateNICWithOptions(nicID, l, stack.NICOptions{QDisc: l}); err != nil {
-		return nil, fmt.Errorf("netstack: create NIC: %s", err)
-	}
 	for _, addr := range a.list {
 		if err := addAddress(st, addr); err != nil {
 			return nil, err
 		}
-	}
-	// Accept connections to any address, and answer in its name. Deliver sees to it that netstack gets to see nothing by which it
-	// would claim an address that is not its own: solicitations and ARP for others' addresses, echo requests to them.
-	if err := st.SetPromiscuousMode(nicID, true); err != nil {
-		return nil, fmt.Errorf("netstack: promiscuous mode: %s", err)
-	}
-	if err := st.SetSpoofing(nicID, true); err != nil {
-		return nil, fmt.Errorf("netstack: spoofing: %s", err)
 	}
 	// For the router flag in neighbour advertisements: without it, machines drop the gateway from their routers as soon as they ask
 	// whether it is still there (RFC 4861, 7.2.5). Nothing is forwarded: in promiscuous mode, all is for the stack.
