@@ -35,9 +35,8 @@ type link struct {
 	// early are asked in turn, before netstack, whether they take a packet. Set before receive.
 	early []func(*frame) bool
 
-	// SYN-ACKs on their way to the TUN: see postpone.
-	handshakes chan *stack.PacketBuffer
-	closed     chan struct{}                                // ends sendPostponed
+	handshakes tcprelay.Handshakes
+	closed     chan struct{}                                // ends who sends them
 	writev     func(fd int, iovs []unix.Iovec) (int, error) // nonblock.Writev
 
 	mtu        atomic.Uint32
@@ -57,7 +56,7 @@ var (
 func newLink(raw syscall.RawConn, cfg netstackConfig) *link {
 	l := &link{
 		raw: raw, offload: cfg.Offload, sources: cfg.Sources, log: cfg.Log,
-		handshakes: make(chan *stack.PacketBuffer, 256), closed: make(chan struct{}), writev: nonblock.Writev,
+		handshakes: tcprelay.NewHandshakes(), closed: make(chan struct{}), writev: nonblock.Writev,
 	}
 	l.mtu.Store(uint32(cfg.MTU))
 	return l
@@ -259,13 +258,17 @@ func (s *sender) flush() error {
 // WritePacket sends pkt. It waits for the TUN to take it: a dropped packet costs a retransmission timeout, and the wait
 // is what slows down a sender that is too fast. A packet that the TUN refuses is counted and lost, as on any link.
 func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
-	if isSYN(pkt) && l.postpone(pkt) {
-		return nil
+	if !l.handshakes.Take(pkt) {
+		l.send(pkt)
 	}
+	return nil
+}
+
+// send sends pkt, or counts it as lost.
+func (l *link) send(pkt *stack.PacketBuffer) {
 	s := l.sender()
 	s.send(pkt)
 	s.release()
-	return nil
 }
 
 // WritePackets is WritePacket for each of pkts.
@@ -274,42 +277,6 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 		l.WritePacket(pkt)
 	}
 	return pkts.Len(), nil
-}
-
-func isSYN(pkt *stack.PacketBuffer) bool {
-	tcp := pkt.TransportHeader().Slice()
-	return pkt.TransportProtocolNumber == header.TCPProtocolNumber && len(tcp) >= header.TCPMinimumSize &&
-		header.TCP(tcp).Flags()&header.TCPFlagSyn != 0
-}
-
-// postpone leaves pkt to sendPostponed, if that is not too far behind.
-//
-// A SYN-ACK is sent with its endpoint locked, and the container's kernel, which runs inside the write, answers at
-// once: a goroutine of netstack would spin on the lock until the write is over, on a processor that the write may be
-// waiting for.
-func (l *link) postpone(pkt *stack.PacketBuffer) bool {
-	select {
-	case l.handshakes <- pkt.IncRef():
-		return true
-	default:
-		pkt.DecRef()
-		return false
-	}
-}
-
-// sendPostponed sends SYN-ACKs until the link is closed. (handshakes never is: a timer of netstack's may send yet.)
-func (l *link) sendPostponed() {
-	for {
-		select {
-		case pkt := <-l.handshakes:
-			s := l.sender()
-			s.send(pkt)
-			s.release()
-			pkt.DecRef()
-		case <-l.closed:
-			return
-		}
-	}
 }
 
 // send sends pkt, or counts it as lost.

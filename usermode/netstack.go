@@ -121,7 +121,7 @@ type carrier struct {
 	echoes *echoRelay
 	poller *poller
 
-	postponed sync.WaitGroup // link.sendPostponed
+	handshakes sync.WaitGroup // who sends the link's
 }
 
 func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
@@ -147,7 +147,7 @@ func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
 	st.SetTransportProtocolHandler(udp.ProtocolNumber, c.flows.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber4, c.echoes.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber6, c.echoes.handle)
-	c.postponed.Go(link.sendPostponed)
+	c.handshakes.Go(func() { link.handshakes.Send(link.closed, link.send) })
 	return c, nil
 }
 
@@ -174,7 +174,7 @@ func (c *carrier) close() {
 	c.relays.Wait()
 	c.stack.Wait()
 	close(c.link.closed)
-	c.postponed.Wait()
+	c.handshakes.Wait()
 }
 
 // newStack makes a netstack that takes every packet for its own, and has no address. It starts goroutines; Close and Wait end them.

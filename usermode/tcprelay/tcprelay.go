@@ -1,5 +1,6 @@
 // Package tcprelay carries TCP connections between a netstack and the host: those that netstack's side opens, and those that it is
-// given. It works on endpoints, on any system. What packets netstack sees and where it sends its own, the package does not know.
+// given. It works on endpoints, on any system. What packets netstack sees and where it sends its own is its link's, which the package
+// only helps to set up.
 package tcprelay
 
 import (

@@ -27,9 +27,9 @@ type link struct {
 	lost       atomic.Uint64 // packets for which there was no room
 
 	outboxes   atomic.Pointer[map[l2.MAC]*outbox] // of machines that are behind; never changed, but replaced
-	handshakes chan *stack.PacketBuffer           // SYN-ACKs on their way: see sendHandshakes
+	handshakes tcprelay.Handshakes
 
-	done  chan struct{} // ends the outboxes
+	done  chan struct{} // ends the outboxes, and who sends handshakes
 	mu    sync.Mutex    // for a change of outboxes
 	ended bool
 	wg    sync.WaitGroup
@@ -41,7 +41,7 @@ var (
 )
 
 func newLink(sw *l2.Switch, cfg Config) *link {
-	l := &link{sw: sw, mac: cfg.MAC, gateway: cfg.Gateway.As4(), handshakes: make(chan *stack.PacketBuffer, maxHandshakes), done: make(chan struct{})}
+	l := &link{sw: sw, mac: cfg.MAC, gateway: cfg.Gateway.As4(), handshakes: tcprelay.NewHandshakes(), done: make(chan struct{})}
 	if cfg.Gateway6.IsValid() {
 		l.gateway6 = tcpip.AddrFrom16(cfg.Gateway6.As16())
 	}
@@ -84,15 +84,9 @@ func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
 	if box := (*l.outboxes.Load())[mac]; box != nil && box.put(pkt) {
 		return nil
 	}
-	if isSYNACK(pkt) {
-		select {
-		case l.handshakes <- pkt.IncRef():
-			return nil
-		default:
-			pkt.DecRef()
-		}
+	if !l.handshakes.Take(pkt) {
+		l.send(mac, pkt)
 	}
-	l.send(mac, pkt)
 	return nil
 }
 
@@ -109,31 +103,10 @@ func (l *link) send(mac l2.MAC, pkt *stack.PacketBuffer) {
 	}
 }
 
-func isSYNACK(pkt *stack.PacketBuffer) bool {
-	const both = header.TCPFlagSyn | header.TCPFlagAck
-	tcp := pkt.TransportHeader().Slice()
-	return pkt.TransportProtocolNumber == header.TCPProtocolNumber && len(tcp) >= header.TCPMinimumSize && header.TCP(tcp).Flags()&both == both
-}
-
-// maxHandshakes is how many SYN-ACKs wait for sendHandshakes. Beyond that they are sent by whoever has them.
-const maxHandshakes = 256
-
-// sendHandshakes sends SYN-ACKs until the link is closed.
-//
-// netstack sends a SYN-ACK with the endpoint locked. The write wakes the machine's end, often on this very processor, and its answer is back
-// before the write has returned: a goroutine of netstack would spin on the lock meanwhile. That was a quarter of what the gateway
-// used for one connection after the other.
-func (l *link) sendHandshakes() {
-	for {
-		select {
-		case pkt := <-l.handshakes:
-			if mac, ok := destination(pkt); ok {
-				l.send(mac, pkt)
-			}
-			pkt.DecRef()
-		case <-l.done:
-			return
-		}
+// sendHandshake sends a SYN-ACK that has waited.
+func (l *link) sendHandshake(pkt *stack.PacketBuffer) {
+	if mac, ok := destination(pkt); ok {
+		l.send(mac, pkt)
 	}
 }
 

@@ -124,7 +124,7 @@ func New(cfg Config) (*Network, error) {
 	if n.stack, err = newStack(n.link, a); err != nil {
 		return nil, err
 	}
-	n.link.wg.Go(n.link.sendHandshakes)
+	n.link.wg.Go(func() { n.link.handshakes.Send(n.link.done, n.link.sendHandshake) })
 	n.flows = flows.New(flows.Config{Resolve: n.addresses.resolve, SendUDP: n.sendUDP, SendICMP: n.sendICMP, Log: cfg.Log})
 	n.relays = tcprelay.New(n.stack, tcprelay.Config{
 		NIC: nicID, Resolve: n.addresses.resolve, Holder: n.stations.holder, Limits: cfg.TCP,
