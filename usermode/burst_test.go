@@ -11,6 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nettest"
 )
 
 // Datagrams of all lengths, without a pause between them and from several flows in turn, arrive as they were, in order.
@@ -99,7 +100,7 @@ func TestUDPBurstRefused(t *testing.T) {
 // not be cut, and arrive if they may.
 func TestUDPBurstTooBig(t *testing.T) {
 	s := newTestStack(t)
-	far := addWorld(t)
+	far := nettest.World(t)
 	here, err := netns.Current()
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +108,7 @@ func TestUDPBurstTooBig(t *testing.T) {
 	defer here.Close()
 	var to *net.UDPConn
 	err = far.Do(func() (err error) {
-		to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(far4.Addr(), 0)))
+		to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(nettest.Far4, 0)))
 		return err
 	})
 	if err != nil {
@@ -117,12 +118,12 @@ func TestUDPBurstTooBig(t *testing.T) {
 	at := to.LocalAddr().(*net.UDPAddr).AddrPort()
 	// The host's kernel is to know how wide the way is.
 	p := newProber(t, here, unix.SOCK_DGRAM, 0, at, 64, true)
-	unix.Write(p.fd, make([]byte, narrow))
+	unix.Write(p.fd, make([]byte, nettest.Narrow))
 	p.next(t)
 
 	const n = 10
 	for range n {
-		packet := udpPacket(guest4.Addr(), 1000, at, make([]byte, narrow))
+		packet := udpPacket(guest4.Addr(), 1000, at, make([]byte, nettest.Narrow))
 		h := header.IPv4(packet)
 		h.SetFlagsFragmentOffset(header.IPv4FlagDontFragment, 0)
 		h.SetChecksum(0)
@@ -130,19 +131,19 @@ func TestUDPBurstTooBig(t *testing.T) {
 		s.send(t, packet)
 	}
 	for range n {
-		s.send(t, udpPacket(guest4.Addr(), 1001, at, make([]byte, narrow)))
+		s.send(t, udpPacket(guest4.Addr(), 1001, at, make([]byte, nettest.Narrow)))
 	}
 	s.start(t)
 	for range n {
 		e := s.expect(t, header.ICMPv4ProtocolNumber)
-		if m := header.ICMPv4(e.Payload()); m.Code() != header.ICMPv4FragmentationNeeded || m.MTU() != narrow {
-			t.Errorf("ICMP %d/%d, MTU %d; want fragmentation needed, MTU %d", m.Type(), m.Code(), m.MTU(), narrow)
+		if m := header.ICMPv4(e.Payload()); m.Code() != header.ICMPv4FragmentationNeeded || m.MTU() != nettest.Narrow {
+			t.Errorf("ICMP %d/%d, MTU %d; want fragmentation needed, MTU %d", m.Type(), m.Code(), m.MTU(), nettest.Narrow)
 		}
 	}
 	to.SetReadDeadline(time.Now().Add(5 * time.Second))
 	for range n {
-		if got, _, err := to.ReadFrom(make([]byte, maxDatagram)); got != narrow || err != nil {
-			t.Fatalf("received %d bytes, %v, want %d", got, err, narrow)
+		if got, _, err := to.ReadFrom(make([]byte, maxDatagram)); got != nettest.Narrow || err != nil {
+			t.Fatalf("received %d bytes, %v, want %d", got, err, nettest.Narrow)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -15,91 +14,6 @@ import (
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
 )
-
-// The world beyond the pretend host: a router, and behind a narrow link, a far host.
-var (
-	near4, near6     = netip.MustParsePrefix("10.200.11.1/24"), netip.MustParsePrefix("fd00:200:11::1/64") // the host
-	router4, router6 = netip.MustParsePrefix("10.200.11.2/24"), netip.MustParsePrefix("fd00:200:11::2/64")
-	inner4, inner6   = netip.MustParsePrefix("10.200.12.1/24"), netip.MustParsePrefix("fd00:200:12::1/64") // the router again
-	far4, far6       = netip.MustParsePrefix("10.200.12.2/24"), netip.MustParsePrefix("fd00:200:12::2/64")
-	closed4, closed6 = netip.MustParsePrefix("10.200.13.0/24"), netip.MustParsePrefix("fd00:200:13::/64") // prohibited
-)
-
-const narrow = 1400 // bytes, the MTU of the link to the far host
-
-// addWorld makes the router and the far host.
-func addWorld(t *testing.T) (far *netns.NS) {
-	t.Helper()
-	router, far := nettest.NewNS(t), nettest.NewNS(t)
-	free := []sysctl{ // as many errors as there are reasons for
-		{"net/ipv4/icmp_ratemask", "0", false}, {"net/ipv6/icmp/ratelimit", "0", false},
-	}
-	forward := []sysctl{{"net/ipv4/ip_forward", "1", false}, {"net/ipv6/conf/all/forwarding", "1", false}}
-	if err := router.Do(func() error { return setSysctls(append(forward, free...)) }); err != nil {
-		t.Fatal(err)
-	}
-	if err := far.Do(func() error { return setSysctls(free) }); err != nil {
-		t.Fatal(err)
-	}
-	nettest.Veth(t, "near", near4, router, "outer", router4)
-	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer here.Close()
-	nettestAddr(t, "near", near6)
-	nettest.Handle(t, router, func(h *netlink.Handle) error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = "inner"
-		attrs.MTU = narrow
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(far.Fd()), PeerMTU: narrow}
-		if err := h.LinkAdd(veth); err != nil {
-			return fmt.Errorf("add veth: %w", err)
-		}
-		for link, a := range map[string]netip.Prefix{"outer": router6, "inner": inner4} {
-			if err := nettest.Addr(h, link, a); err != nil {
-				return err
-			}
-		}
-		for _, p := range []netip.Prefix{closed4, closed6} {
-			if err := h.RouteAdd(&netlink.Route{Dst: ipNet(p), Type: unix.RTN_PROHIBIT}); err != nil {
-				return fmt.Errorf("add prohibited route: %w", err)
-			}
-		}
-		return nettest.Addr(h, "inner", inner6)
-	})
-	nettest.Handle(t, far, func(h *netlink.Handle) error {
-		for _, a := range []netip.Prefix{far4, far6} {
-			if err := nettest.Addr(h, "eth0", a); err != nil {
-				return err
-			}
-			awaitLocal(t, h, a.Addr())
-		}
-		return addRoutes(h, inner4.Addr(), inner6.Addr(), near4.Masked(), near6.Masked())
-	})
-	awaitUp(t, router, "outer")
-	awaitUp(t, router, "inner")
-	if err := addRoutes(here, router4.Addr(), router6.Addr(), far4.Masked(), far6.Masked()); err != nil {
-		t.Fatal(err)
-	}
-	if err := addRoutes(here, router4.Addr(), router6.Addr(), closed4, closed6); err != nil {
-		t.Fatal(err)
-	}
-	return far
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func addRoutes(h *netlink.Handle, via4, via6 netip.Addr, to4, to6 netip.Prefix) error {
-	for via, to := range map[netip.Addr]netip.Prefix{via4: to4, via6: to6} {
-		if err := h.RouteAdd(&netlink.Route{Dst: ipNet(to), Gw: via.AsSlice()}); err != nil {
-			return fmt.Errorf("add route %s via %s: %w", to, via, err)
-		}
-	}
-	return nil
-}
 
 // prober is a socket in a container whose errors can be read.
 type prober struct {
@@ -172,7 +86,7 @@ func timeExceeded(v4 bool) icmperror.Message {
 // What routers and the destination have to say about a container's packets reaches the container, from them.
 func TestErrorsComeBack(t *testing.T) {
 	b := newBed(t, usual)
-	addWorld(t)
+	nettest.World(t)
 	type test struct {
 		name  string
 		to    netip.Addr
@@ -182,15 +96,15 @@ func TestErrorsComeBack(t *testing.T) {
 		want  icmperror.Message
 	}
 	for _, v4 := range []bool{true, false} {
-		far, closed, router := far6.Addr(), closed6.Addr().Next(), router6.Addr()
+		far, closed, router := nettest.Far6, nettest.Closed6, nettest.Router6
 		if v4 {
-			far, closed, router = far4.Addr(), closed4.Addr().Next(), router4.Addr()
+			far, closed, router = nettest.Far4, nettest.Closed4, nettest.Router4
 		}
 		from := func(a netip.Addr, e icmperror.Message) icmperror.Message { e.From = a; return e }
 		both := []test{
 			{"time exceeded", far, 1, 8, 2, from(router, timeExceeded(v4))},
 			{"prohibited", closed, 64, 8, 1, from(router, unreachable(v4, header.ICMPv4AdminProhibited, header.ICMPv6Prohibited))},
-			{"too big", far, 64, narrow, 2, icmperror.TooBig(v4, narrow)},
+			{"too big", far, 64, nettest.Narrow, 2, icmperror.TooBig(v4, nettest.Narrow)},
 		}
 		udp := append(both, test{"port unreachable", far, 2, 8, 2,
 			from(far, unreachable(v4, header.ICMPv4PortUnreachable, header.ICMPv6PortUnreachable))})
@@ -235,10 +149,10 @@ func TestErrorsComeBack(t *testing.T) {
 // A datagram that may be cut arrives, however narrow the way.
 func TestDatagramsAreCutOnTheWay(t *testing.T) {
 	b := newBed(t, usual)
-	far := addWorld(t)
+	far := nettest.World(t)
 	var to *net.UDPConn
 	err := far.Do(func() (err error) {
-		to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(far4.Addr(), 0)))
+		to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(nettest.Far4, 0)))
 		return err
 	})
 	if err != nil {
@@ -248,7 +162,7 @@ func TestDatagramsAreCutOnTheWay(t *testing.T) {
 	at := to.LocalAddr().(*net.UDPAddr).AddrPort()
 	// One with DF first: the flow's socket must change its mind.
 	p := newProber(t, b.container, unix.SOCK_DGRAM, 0, at, 64, true)
-	for i, size := range []int{1, narrow, 4000} {
+	for i, size := range []int{1, nettest.Narrow, 4000} {
 		if i > 0 {
 			if err := unix.SetsockoptInt(p.fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
 				t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
@@ -134,25 +133,9 @@ func addContainer(t testing.TB, g *Gateway, name string, addrs ...netip.Prefix) 
 		}
 		return nil
 	})
-	awaitUp(t, g.Netns(), name)
-	awaitUp(t, ns, "eth0")
+	nettest.AwaitUp(t, g.Netns(), name)
+	nettest.AwaitUp(t, ns, "eth0")
 	return ns
-}
-
-// awaitUp waits until the kernel has the link running: it takes a moment, and what is sent before is lost.
-func awaitUp(t testing.TB, ns *netns.NS, name string) {
-	t.Helper()
-	nettest.Handle(t, ns, func(h *netlink.Handle) error {
-		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-			link, err := h.LinkByName(name)
-			if err != nil || link.Attrs().OperState == netlink.OperUp {
-				return err
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("%s is %s", name, link.Attrs().OperState)
-			}
-		}
-	})
 }
 
 // inside runs f in ns and returns its result.

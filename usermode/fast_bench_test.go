@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/nettest/load"
 )
 
 // newFabricBed is newPathBed with a whole fabric, and its fast path if asked for.
@@ -31,7 +32,7 @@ func newFabricBed(b testing.TB, fast bool) *pathBed {
 	})
 	runGateway(b, g)
 	setReno(b, p.container, p.far, g.Netns(), current(b))
-	p.netstack, p.veth = startServer(b, p.far, farHost.Addr()), startServer(b, p.far, farDirect.Addr())
+	p.netstack, p.veth = load.Serve(b, p.far, farHost.Addr()), load.Serve(b, p.far, farDirect.Addr())
 	return p
 }
 
@@ -44,8 +45,8 @@ func BenchmarkFabric(b *testing.B) {
 				p := newFabricBed(b, fast)
 				var ours, theirs, ratios []float64
 				for b.Loop() {
-					t, _ := runAgent(b, p.container, "drive", p.veth, l.kind, seconds, l.streams)
-					o, _ := runAgent(b, p.container, "drive", p.netstack, l.kind, seconds, l.streams)
+					t, _ := load.Drive(b, p.container, p.veth, l.kind, seconds, l.streams)
+					o, _ := load.Drive(b, p.container, p.netstack, l.kind, seconds, l.streams)
 					ours, theirs, ratios = append(ours, o), append(theirs, t), append(ratios, o/t)
 				}
 				b.ReportMetric(0, "ns/op")

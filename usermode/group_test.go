@@ -10,6 +10,7 @@ import (
 
 	"github.com/usernet/usernet/internal/icmperror"
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nettest"
 )
 
 // groupListener listens in ns for what is sent to port, and to the group on the interface.
@@ -48,7 +49,7 @@ func groupListener(t *testing.T, ns *netns.NS, group netip.Addr, port int, link 
 // nobody complains about it (RFC 1122, section 3.2.2).
 func TestGroupsStayInside(t *testing.T) {
 	g := openFabric(t, testConfig(t.TempDir()))
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	addBridge(t, g)
 	ns := addContainer(t, g, "c1", container4)
 	neighbour := addContainer(t, g, "c2", netip.MustParsePrefix("10.200.1.3/24"))

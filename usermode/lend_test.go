@@ -62,7 +62,7 @@ func TestBorrowedFabric(t *testing.T) {
 		}
 	}
 	g.netns = ns // for the tests' own helpers
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	addBridge(t, g)
 	container := addContainer(t, g, "c1", container4, container6)
 	g.netns = nil

@@ -2,7 +2,6 @@ package usermode
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -67,7 +66,7 @@ func newBed(t testing.TB, v variant) *bed {
 	nettest.NoLeaks(t)
 	routines := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, routines) })
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	b := &bed{container: nettest.NewNS(t)}
 	b.tun = addTestTUN(t, b.container, v)
 	s, err := newNetstack(testNetstackConfig(t, v))
@@ -101,31 +100,6 @@ func runNetstack(t testing.TB, s *netstack, tun *os.File) (stop func()) {
 	}
 	t.Cleanup(stop)
 	return stop
-}
-
-// addHost gives the test's namespace the host's addresses.
-func addHost(t testing.TB) {
-	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "pretendhost"
-	link := &netlink.Bridge{LinkAttrs: attrs}
-	if err := netlink.LinkAdd(link); errors.Is(err, os.ErrExist) {
-		return // made by the process whose fuzzing worker this is
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { netlink.LinkDel(link) })
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	for _, a := range []netip.Prefix{host4, host6} {
-		if err := nettest.Addr(h, attrs.Name, a); err != nil {
-			t.Fatal(err)
-		}
-		awaitLocal(t, h, a.Addr())
-	}
 }
 
 // addTestTUN makes a TUN in ns, with an address of the container's and the default routes.
@@ -173,7 +147,7 @@ func addTestTUN(t testing.TB, ns *netns.NS, v variant) *os.File {
 			if err := nettest.Addr(h, name, a); err != nil {
 				return err
 			}
-			awaitLocal(t, h, a.Addr())
+			nettest.AwaitLocal(t, h, a.Addr())
 		}
 		for _, all := range []string{"0.0.0.0/0", "::/0"} {
 			_, dst, _ := net.ParseCIDR(all)
@@ -184,15 +158,6 @@ func addTestTUN(t testing.TB, ns *netns.NS, v variant) *os.File {
 		return nil
 	})
 	return tun
-}
-
-// awaitLocal waits until the kernel takes packets for a: for IPv6, it makes itself the route for that in its own time.
-func awaitLocal(t testing.TB, h *netlink.Handle, a netip.Addr) {
-	t.Helper()
-	eventually(t, a.String()+" is local", func() bool {
-		routes, err := h.RouteGet(a.AsSlice())
-		return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
-	})
 }
 
 // dial connects from the container.

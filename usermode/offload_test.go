@@ -24,7 +24,7 @@ func runCarrier(t testing.TB, cfg netstackConfig, set func(*carrier)) *bed {
 	nettest.NoLeaks(t)
 	routines := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, routines) })
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	b := &bed{container: nettest.NewNS(t)}
 	b.tun = addTestTUN(t, b.container, variant{cfg.MTU, cfg.Offload})
 	raw, err := b.tun.SyscallConn()

@@ -13,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/usernet/usernet/internal/nettest"
 	"github.com/usernet/usernet/usermode/tcprelay"
 )
 
@@ -27,7 +28,7 @@ func newTestStack(t testing.TB, limits ...tcprelay.Limits) *testStack {
 	t.Helper()
 	routines := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, routines) })
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

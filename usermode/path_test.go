@@ -19,6 +19,7 @@ import (
 
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/nettest/load"
 )
 
 // pathBed is the whole way of a connection out of a usermode network, with every process in its own place:
@@ -57,7 +58,7 @@ func newPathBed(b testing.TB, v variant) *pathBed {
 	}
 	runNetstack(b, s, tun)
 	setReno(b, p.container, p.far, current(b))
-	p.netstack, p.veth = startServer(b, p.far, farHost.Addr()), startServer(b, p.far, farDirect.Addr())
+	p.netstack, p.veth = load.Serve(b, p.far, farHost.Addr()), load.Serve(b, p.far, farDirect.Addr())
 	return p
 }
 
@@ -91,6 +92,8 @@ var pathLoads = []struct {
 	{"connect8", "connect", 8, ""},
 }
 
+func init() { load.Init(nil) }
+
 // BenchmarkPath reports, of each load, the median on netstack's path and how that relates to the veth's. The two are
 // measured alternately: this is the only figure that means anything on a machine that does other things as well. Run
 // it with -benchtime 5x.
@@ -101,9 +104,9 @@ func BenchmarkPath(b *testing.B) {
 			p := newPathBed(b, usual)
 			var ours, theirs, ratios, tails, costs []float64
 			for b.Loop() {
-				t, tt := runAgent(b, p.container, "drive", p.veth, l.kind, seconds, l.streams)
+				t, tt := load.Drive(b, p.container, p.veth, l.kind, seconds, l.streams)
 				used := processorTime(b)
-				o, ot := runAgent(b, p.container, "drive", p.netstack, l.kind, seconds, l.streams)
+				o, ot := load.Drive(b, p.container, p.netstack, l.kind, seconds, l.streams)
 				costs = append(costs, (processorTime(b)-used).Seconds()/seconds/o)
 				ours, theirs, ratios = append(ours, o), append(theirs, t), append(ratios, o/t)
 				if l.second != "" {
@@ -150,14 +153,11 @@ func BenchmarkIdle(b *testing.B) {
 	p := newPathBed(b, usual)
 	var most, mostResident float64 // later rounds find the memory of the first
 	for b.Loop() {
-		to := startServer(b, p.far, netip.MustParseAddrPort(p.netstack).Addr()) // the last round's ports are in TIME_WAIT
+		to := load.Serve(b, p.far, netip.MustParseAddrPort(p.netstack).Addr()) // the last round's ports are in TIME_WAIT
 		heap, resident := memory(b)
-		out, stop := startAgent(b, p.container, "hold", to, many)
-		if line := scanLine(b, out); line != "held" {
-			b.Fatal(line)
-		}
+		release := load.Hold(b, p.container, to, many)
 		heapHeld, residentHeld := memory(b)
-		stop()
+		release()
 		most = max(most, float64(heapHeld-heap)/many/1024)
 		mostResident = max(mostResident, float64(residentHeld-resident)/many/1024)
 	}

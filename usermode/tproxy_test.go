@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/netns"
+	"github.com/usernet/usernet/internal/nettest"
 )
 
 // established counts the TCP connections that a namespace's kernel has.
@@ -49,7 +50,7 @@ func eachPath(t *testing.T, test func(t *testing.T, g *Gateway, ns *netns.NS)) {
 			if ok, err := g.FastPath(); ok != fast {
 				t.Fatalf("fast path: %t, %v, want %t", ok, err, fast)
 			}
-			addHost(t)
+			nettest.Host(t, host4, host6)
 			addBridge(t, g)
 			ns := addContainer(t, g, "c1", container4, container6)
 			runGateway(t, g)

@@ -68,7 +68,7 @@ func TestLongPath(t *testing.T) {
 		want      = tcprelay.Buffer // bytes in a round trip
 	)
 	nettest.NoLeaks(t)
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	b := &bed{container: nettest.NewNS(t)}
 	b.tun = addTestTUN(t, b.container, usual)
 	if err := b.container.Do(func() error {

@@ -54,7 +54,7 @@ func TestContainerReachesTheHost(t *testing.T) {
 			set(&cfg)
 			cfg.Log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 			g := openFabric(t, cfg)
-			addHost(t)
+			nettest.Host(t, host4, host6)
 			addBridge(t, g)
 			ns := addContainer(t, g, "c1", container4, container6)
 			runGateway(t, g)
@@ -113,7 +113,7 @@ func TestContainerDoesNotReach(t *testing.T) {
 	cfg := testConfig(t.TempDir())
 	cfg.Blocked = blocked.Contains
 	g := openFabric(t, cfg)
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	nettestAddr(t, "pretendhost", netip.PrefixFrom(blocked.Addr().Next(), 24), metadata)
 	addBridge(t, g)
 	ns := addContainer(t, g, "c1", container4, container6)
@@ -253,7 +253,7 @@ func routeLoopback(t *testing.T, ns *netns.NS) {
 func TestTrafficAfterRestart(t *testing.T) {
 	cfg := testConfig(t.TempDir())
 	g := openFabric(t, cfg)
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	addBridge(t, g)
 	ns := addContainer(t, g, "c1", container4, container6)
 	to := listenTCP(t, host4.Addr(), echoTCP)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usernet/usernet/internal/icmperror"
+	"github.com/usernet/usernet/internal/nettest"
 )
 
 // request is an echo request.
@@ -95,19 +96,19 @@ func TestBrokenEchoes(t *testing.T) {
 }
 
 func TestEchoLimits(t *testing.T) {
-	addWorld(t)
+	nettest.World(t)
 	n := start(t, func(f *Flows) {
 		f.echo4.waiting.total, f.echo4.waiting.each = 6, 4
 		f.echo4.patience = 100 * time.Millisecond
 	})
 	for i := range 10 { // nobody is there
-		n.ping(guest4, silent4, 64, 1, uint16(i), nil)
+		n.ping(guest4, nettest.Silent4, 64, 1, uint16(i), nil)
 	}
 	if s := n.Stats(); s.Echoes != 4 || s.EchoRefused != 6 {
 		t.Errorf("%d waiting, %d refused, want 4 and 6", s.Echoes, s.EchoRefused)
 	}
 	for i := range 3 { // another guest still has some
-		n.ping(guest4.Next(), silent4, 64, 1, uint16(i), nil)
+		n.ping(guest4.Next(), nettest.Silent4, 64, 1, uint16(i), nil)
 	}
 	if s := n.Stats(); s.Echoes != 6 || s.EchoRefused != 7 {
 		t.Errorf("%d waiting, %d refused, want 6 and 7", s.Echoes, s.EchoRefused)
@@ -118,10 +119,10 @@ func TestEchoLimits(t *testing.T) {
 }
 
 func TestEchoErrors(t *testing.T) {
-	addWorld(t)
+	nettest.World(t)
 	for _, v := range []struct{ guest, far, closed, router netip.Addr }{
-		{guest4, far4.Addr(), closed4.Addr().Next(), router4.Addr()},
-		{guest6, far6.Addr(), closed6.Addr().Next(), router6.Addr()},
+		{guest4, nettest.Far4, nettest.Closed4, nettest.Router4},
+		{guest6, nettest.Far6, nettest.Closed6, nettest.Router6},
 	} {
 		v4 := v.guest.Is4()
 		t.Run(fmt.Sprintf("v4=%t", v4), func(t *testing.T) {
@@ -145,7 +146,7 @@ func TestEchoErrors(t *testing.T) {
 				if seq > 0 {
 					from = v.far
 				}
-				wantQuoted(icmperror.TooBig(v4, narrow), from, v.far, 3+seq)
+				wantQuoted(icmperror.TooBig(v4, nettest.Narrow), from, v.far, 3+seq)
 			}
 			n.ping(v.guest, v.far, 64, 77, 9, make([]byte, 1000))
 			n.wantReply(t, v.guest, v.far, 77, 9, make([]byte, 1000))

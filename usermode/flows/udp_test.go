@@ -4,7 +4,6 @@ package flows
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -18,17 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usernet/usernet/internal/icmperror"
+	"github.com/usernet/usernet/internal/nettest"
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
-func isRefusedTCP(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
-
 // What routers say comes back to the guest: as traceroute, and path MTU discovery, need it.
 func TestUDPErrors(t *testing.T) {
-	addWorld(t)
+	nettest.World(t)
 	for _, v := range []struct{ guest, far, closed, router netip.Addr }{
-		{guest4, far4.Addr(), closed4.Addr().Next(), router4.Addr()},
-		{guest6, far6.Addr(), closed6.Addr().Next(), router6.Addr()},
+		{guest4, nettest.Far4, nettest.Closed4, nettest.Router4},
+		{guest6, nettest.Far6, nettest.Closed6, nettest.Router6},
 	} {
 		v4 := v.guest.Is4()
 		t.Run(fmt.Sprintf("v4=%t", v4), func(t *testing.T) {
@@ -46,18 +44,18 @@ func TestUDPErrors(t *testing.T) {
 			n.wantUDPError(t, denied, v.router, client, closed)
 			// The router says that it is too long for the way, and then the host knows.
 			n.send(client, far, 64, make([]byte, 1450))
-			n.wantUDPError(t, icmperror.TooBig(v4, narrow), v.router, client, far)
+			n.wantUDPError(t, icmperror.TooBig(v4, nettest.Narrow), v.router, client, far)
 			n.send(client, far, 64, make([]byte, 1450))
-			n.wantUDPError(t, icmperror.TooBig(v4, narrow), v.far, client, far)
+			n.wantUDPError(t, icmperror.TooBig(v4, nettest.Narrow), v.far, client, far)
 		})
 	}
 }
 
 // A datagram that may be cut is; with DF, one that does not fit into the first link does not leave the host.
 func TestDontFragment(t *testing.T) {
-	far := addWorld(t)
+	far := nettest.World(t)
 	var server netip.AddrPort
-	inside(t, far, func() { server = echoServer(t, far4.Addr()) })
+	inside(t, far, func() { server = echoServer(t, nettest.Far4) })
 	n := start(t, nil)
 	client := netip.AddrPortFrom(guest4, 5000)
 	payload := bytes.Repeat([]byte{5}, 8000)
@@ -80,9 +78,9 @@ func TestBursts(t *testing.T) {
 }
 
 func testBursts(t *testing.T) {
-	far := addWorld(t)
+	far := nettest.World(t)
 	var server netip.AddrPort
-	inside(t, far, func() { server = echoServer(t, far4.Addr()) })
+	inside(t, far, func() { server = echoServer(t, nettest.Far4) })
 	client := netip.AddrPortFrom(guest4, 5000)
 	for _, c := range []struct {
 		name  string
@@ -120,9 +118,9 @@ func testBursts(t *testing.T) {
 
 // What is wrong with an earlier datagram keeps no later one of a burst back, and a guest is told of what is too long.
 func TestBurstErrors(t *testing.T) {
-	far := addWorld(t)
+	far := nettest.World(t)
 	n := start(t, nil)
-	client, server := netip.AddrPortFrom(guest4, 5000), netip.AddrPortFrom(far4.Addr(), 4567)
+	client, server := netip.AddrPortFrom(guest4, 5000), netip.AddrPortFrom(nettest.Far4, 4567)
 	two := [][]byte{[]byte("12"), []byte("34")}
 	n.send(client, server, 64, []byte("is anybody there?"))
 	n.wantUDPError(t, icmperror.PortUnreachable(true), server.Addr(), client, server)

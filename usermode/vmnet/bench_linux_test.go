@@ -2,12 +2,12 @@ package vmnet
 
 import (
 	"fmt"
-	"net/netip"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usernet/usernet/internal/nettest/load"
 	"github.com/usernet/usernet/usermode/l2"
 )
 
@@ -36,10 +36,9 @@ func benchTCP(b *testing.B, framing l2.Framing, mtu int) {
 	cfg.MTU = mtu
 	bed := newBed(b, cfg)
 	m := bed.machine(2, framing)
-	out, _ := startAgent(b, nil, nil, "serve", netip.AddrPortFrom(host4.Addr(), 0))
-	to := scanLine(b, out)
+	to := load.Serve(b, nil, host4.Addr())
 	const seconds = 2
-	for _, load := range []struct {
+	for _, l := range []struct {
 		kind    string
 		streams int
 		unit    string
@@ -47,18 +46,18 @@ func benchTCP(b *testing.B, framing l2.Framing, mtu int) {
 		{"up", 1, "Gbit/s"}, {"down", 1, "Gbit/s"}, {"up", 8, "Gbit/s"}, {"down", 8, "Gbit/s"},
 		{"rr", 1, "µs"}, {"connect", 4, "conn/s"},
 	} {
-		b.Run(fmt.Sprintf("%s-%d", load.kind, load.streams), func(b *testing.B) {
+		b.Run(fmt.Sprintf("%s-%d", l.kind, l.streams), func(b *testing.B) {
 			var sum float64
 			before := cpuTime()
 			for range b.N {
-				v, _ := runAgent(b, m.ns, "drive", to, load.kind, seconds, load.streams)
+				v, _ := load.Drive(b, m.ns, to, l.kind, seconds, l.streams)
 				sum += v
 			}
-			b.ReportMetric(sum/float64(b.N), load.unit)
+			b.ReportMetric(sum/float64(b.N), l.unit)
 			// On a busy machine this is what can be compared: what the gateway itself spends.
-			if spent := (cpuTime() - before).Seconds(); load.unit == "conn/s" {
+			if spent := (cpuTime() - before).Seconds(); l.unit == "conn/s" {
 				b.ReportMetric(spent*1e6/(sum*seconds), "cpu-µs/conn")
-			} else if load.unit == "Gbit/s" {
+			} else if l.unit == "Gbit/s" {
 				b.ReportMetric(spent/(sum*seconds), "cpu-s/Gbit")
 			}
 			b.ReportMetric(0, "ns/op")

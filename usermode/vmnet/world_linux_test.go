@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/usernet/usernet/internal/netns"
 	"github.com/usernet/usernet/internal/nettest"
+	"github.com/usernet/usernet/internal/nettest/load"
 	"github.com/usernet/usernet/usermode/l2"
 )
 
@@ -72,7 +72,7 @@ func newBed(t testing.TB, cfg Config) *bed {
 	nettest.NoLeaks(t)
 	routines := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, routines) })
-	addHost(t)
+	nettest.Host(t, host4, host6)
 	n, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -99,34 +99,6 @@ func newBed(t testing.TB, cfg Config) *bed {
 		b.wg.Wait()
 	})
 	return b
-}
-
-// addHost gives the test's namespace the host's addresses.
-func addHost(t testing.TB) {
-	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "pretendhost"
-	link := &netlink.Bridge{LinkAttrs: attrs}
-	if err := netlink.LinkAdd(link); errors.Is(err, os.ErrExist) {
-		return // made by the process whose fuzzing worker this is
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { netlink.LinkDel(link) })
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	for _, a := range []netip.Prefix{host4, host6} {
-		if err := nettest.Addr(h, attrs.Name, a); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, a.Addr().String()+" is local", func() bool {
-			routes, err := h.RouteGet(a.Addr().AsSlice())
-			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
-		})
-	}
 }
 
 func eventually(t testing.TB, what string, done func() bool) {
@@ -226,14 +198,14 @@ func (m *machine) plug(b *bed, framing l2.Framing) *l2.Port {
 		m.t.Fatal(err)
 	}
 	conn.Close()
-	helper, out, stop := startProcess(m.t, m.ns, f, "machine", framing)
-	m.helper = helper
+	helper := load.Start(m.t, m.ns, []*os.File{f}, "machine", framing)
+	m.helper = helper.Process
 	m.t.Cleanup(func() { f.Close() })
-	if line := scanLine(m.t, out); line != "ready" {
+	if line := helper.Line(); line != "ready" {
 		m.t.Fatal(line)
 	}
-	m.die = stop
-	m.out = func() { stop(); f.Close(); end() }
+	m.die = helper.Stop
+	m.out = func() { helper.Stop(); f.Close(); end() }
 	return p
 }
 
@@ -269,9 +241,7 @@ func (m *machine) setAddr() {
 
 func (m *machine) sysctl(name, value string) {
 	m.t.Helper()
-	if err := m.ns.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644) }); err != nil {
-		m.t.Fatal(err)
-	}
+	nettest.Sysctl(m.t, m.ns, name, value)
 }
 
 // addr6 waits for the address that the machine makes itself.
