@@ -29,7 +29,6 @@ type rig struct {
 	*testing.T
 	e      *engine.CNI
 	spaces []string
-	logs   map[string]int64
 }
 
 // space makes a network namespace that belongs to no runtime, and returns its path.
@@ -184,33 +183,19 @@ func (r *rig) chainCheck(c chain, space string, port int, result string) {
 	}
 }
 
+// look waits for a program in a container: it may take as long until it listens.
+var look = engine.Look{Patience: 4 * time.Second, Attempt: 2 * time.Second}
+
 // page fetches a page from a namespace; it must contain all of want.
 func (r *rig) page(from *netns.NS, addr string, want ...string) {
 	r.Helper()
-	r.wait(4*time.Second, "the page", func() error {
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-		defer cancel()
-		text, err := engine.Get(ctx, from, addr)
-		if err != nil {
-			return fmt.Errorf("fetch %s: %w", addr, err)
-		}
-		for _, w := range want {
-			if !strings.Contains(text, w) {
-				return fmt.Errorf("fetch %s: got %q, want %q", addr, text, w)
-			}
-		}
-		return nil
-	})
+	look.Page(r, from, addr, want...)
 }
 
 // noPage checks that nobody serves a page there.
 func (r *rig) noPage(from *netns.NS, addr string) {
 	r.Helper()
-	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-	defer cancel()
-	if text, err := engine.Get(ctx, from, addr); err == nil {
-		r.Errorf("fetch %s: worked: %q", addr, text)
-	}
+	look.NoPage(r, from, addr)
 }
 
 func (r *rig) host() *netns.NS    { return r.e.NS() }
@@ -222,13 +207,8 @@ func (r *rig) wait(limit time.Duration, what string, check func() error) {
 	engine.Wait(r, limit, what, check)
 }
 
-func (r *rig) snapshot() engine.Snapshot {
-	s, err := r.e.Snapshot(r.background())
-	if err != nil {
-		r.Errorf("snapshot: %v", err)
-	}
-	return s
-}
+// snapshot is how the host looks.
+func (r *rig) snapshot() engine.Snapshot { return r.e.Looks(r) }
 
 // background is for what must be done after the test's own context ended.
 func (r *rig) background() context.Context { return context.WithoutCancel(r.Context()) }

@@ -8,7 +8,6 @@ package cni_test
 import (
 	"os"
 	"testing"
-	"time"
 
 	"github.com/usernet/usernet/test/engine"
 )
@@ -65,18 +64,10 @@ func warmUp(t *testing.T, e *engine.CNI) {
 	r.podman("run", "--rm", "--network", "none", engine.Image, "true")
 }
 
-// run runs one case: the state of the host before, the case, and the state after everything was removed.
+// run runs one case.
 func run(t *testing.T, e *engine.CNI, c testCase) {
-	r := &rig{T: t, e: e, logs: e.LogSizes()}
-	before := r.snapshot()
-	defer func() {
-		r.clean()
-		r.wait(10*time.Second, "the host to look as before", func() error { return before.Same(r.snapshot()) })
-		if t.Failed() {
-			t.Logf("logs since the test began:\n%s", e.LogsSince(r.logs))
-		}
-	}()
-	c.run(r)
+	r := &rig{T: t, e: e}
+	e.Restored(t, r.clean, func() { c.run(r) })
 }
 
 // clean removes the networks and the namespaces of the case, with what is in them.

@@ -1,11 +1,7 @@
 package docker_test
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -26,61 +22,24 @@ var (
 	localAll = []string{"127.0.0.1", "[::1]", hostIP, "[" + hostIP6 + "]"}
 )
 
-// The parts of usernet ps --json that tests look at, written down here again: scripts of users rely on them.
-type (
-	psNetwork struct {
-		ID        string
-		Mode      string
-		Up        bool
-		Endpoints []psEndpoint
-	}
-	psEndpoint struct {
-		ID         string
-		IPv4, IPv6 netip.Prefix
-		MAC        string
-		Ports      []psPort
-	}
-	psPort struct {
-		Proto         string
-		HostIP        netip.Addr `json:"host_ip"`
-		HostPort      uint16     `json:"host_port"`
-		ContainerPort uint16     `json:"container_port"`
-		Error         string
-	}
-)
-
 // rig is what a case has in hand: an engine, the kind of network to make, and ways to do something and fail when that
 // does not work.
 type rig struct {
 	*testing.T
 	e    *engine.Engine
 	mode mode
-	logs map[string]int64
 }
 
 // docker runs docker and returns what it printed.
 func (r *rig) docker(args ...string) string {
 	r.Helper()
-	out, err := r.e.Docker(r.Context(), args...)
-	if err != nil {
-		r.Fatal(err)
-	}
-	return out
+	return r.e.CLI().Must(r, args...)
 }
 
 // refused runs docker, which must refuse with a message that has all of parts in it.
 func (r *rig) refused(parts []string, args ...string) {
 	r.Helper()
-	out, err := r.e.Docker(r.Context(), args...)
-	if err == nil {
-		r.Errorf("docker %s: worked: %s", strings.Join(args, " "), out)
-		return
-	}
-	for _, part := range parts {
-		if !strings.Contains(err.Error(), part) {
-			r.Errorf("error %q misses %q", err, part)
-		}
-	}
+	r.e.CLI().Refused(r, parts, args...)
 }
 
 // network makes a network of the case's mode.
@@ -92,86 +51,49 @@ func (r *rig) network(name string, args ...string) string {
 // run starts a container that serves on port 80, unless the arguments say something else after the image.
 func (r *rig) run(name string, args ...string) {
 	r.Helper()
-	if len(args) == 0 || !hasImage(args) {
-		args = append(args, engine.Image)
-	}
-	r.docker(append([]string{"run", "-d", "--name", name, "--hostname", name}, args...)...)
-}
-
-func hasImage(args []string) bool {
-	for _, a := range args {
-		if a == engine.Image {
-			return true
-		}
-	}
-	return false
+	r.e.CLI().Start(r, name, nil, args)
 }
 
 // in runs a program in a container.
 func (r *rig) in(container string, args ...string) (string, error) {
-	return r.e.Docker(r.Context(), append([]string{"exec", container}, args...)...)
+	return r.e.CLI().In(r.Context(), container, args...)
 }
 
 // works runs a program in a container; it must succeed and print want.
 func (r *rig) works(want, container string, args ...string) {
 	r.Helper()
-	out, err := r.in(container, args...)
-	if err != nil || !strings.Contains(out, want) {
-		r.Errorf("%s in %s: printed %q, %v; want %q", strings.Join(args, " "), container, out, err, want)
-	}
+	r.e.CLI().Works(r, want, container, args...)
 }
 
 // fails runs a program in a container, which must run, soon give up and end with status 1.
 func (r *rig) fails(container string, args ...string) {
 	r.Helper()
-	short := append([]string{"exec", "-e", "PROBE_PATIENCE=1s", container}, args...)
-	out, err := r.e.Docker(r.Context(), short...)
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 || strings.Contains(err.Error(), "Error response") {
-		r.Errorf("%s in %s: printed %q, %v; want a failure", strings.Join(args, " "), container, out, err)
-	}
+	r.e.CLI().Fails(r, container, args...)
 }
 
-// serving is how long the program in a container that docker says is running may take until it listens.
-const serving = 3 * time.Second
+// look waits for a program in a container that docker says is running: it may take as long until it listens.
+var look = engine.Look{Patience: 3 * time.Second}
 
 // page fetches a page from a namespace; it must contain all of want.
 func (r *rig) page(from *netns.NS, addr string, want ...string) {
 	r.Helper()
-	r.wait(serving, "the page", func() error { return r.fetch(from, addr, want...) })
+	look.Page(r, from, addr, want...)
 }
 
 func (r *rig) fetch(from *netns.NS, addr string, want ...string) error {
-	text, err := engine.Get(r.Context(), from, addr)
-	if err != nil {
-		return fmt.Errorf("fetch %s: %w", addr, err)
-	}
-	for _, w := range want {
-		if !strings.Contains(text, w) {
-			return fmt.Errorf("fetch %s: got %q, want %q", addr, text, w)
-		}
-	}
-	return nil
+	return look.Fetch(r.Context(), from, addr, want...)
 }
 
 // noPage checks that nobody serves a page there.
 func (r *rig) noPage(from *netns.NS, addr string) {
 	r.Helper()
-	if text, err := engine.Get(r.Context(), from, addr); err == nil {
-		r.Errorf("fetch %s: worked: %q", addr, text)
-	}
+	look.NoPage(r, from, addr)
 }
 
 // udp asks a UDP server from a namespace; the answer must contain want.
 func (r *rig) udp(from *netns.NS, addr, want string) {
 	r.Helper()
-	r.wait(serving, "an answer by UDP", func() error {
-		text, err := engine.AskUDP(r.Context(), from, addr, "knock")
-		if err != nil || !strings.Contains(text, want) || !strings.HasSuffix(text, " knock") {
-			return fmt.Errorf("udp %s: got %q, %v; want %q", addr, text, err, want)
-		}
-		return nil
-	})
+	look.UDP(r, from, addr, want)
 }
 
 func (r *rig) host() *netns.NS    { return r.e.NS() }
@@ -180,35 +102,23 @@ func (r *rig) outside() *netns.NS { return r.e.Outside().NS() }
 // inspect reads a value of a container by a Go template.
 func (r *rig) inspect(name, format string) string {
 	r.Helper()
-	return r.docker("inspect", "-f", "{{"+format+"}}", name)
+	return r.e.CLI().Inspect(r, name, format)
 }
 
 // addr is a container's IPv4 address on a network.
 func (r *rig) addr(container, network string) netip.Addr {
 	r.Helper()
-	a, err := netip.ParseAddr(r.inspect(container, "(index .NetworkSettings.Networks \""+network+"\").IPAddress"))
-	if err != nil {
-		r.Fatal(err)
-	}
-	return a
+	return r.e.CLI().Addr(r, container, network)
 }
 
 // ps is what usernet ps --json says.
-func (r *rig) ps() []psNetwork {
+func (r *rig) ps() []engine.PSNetwork {
 	r.Helper()
-	text, err := r.e.Usernet(r.Context(), "ps", "--json", "--control-socket", engine.ControlSocket)
-	if err != nil {
-		r.Fatal(err)
-	}
-	var list []psNetwork
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		r.Fatalf("usernet ps --json: %v: %s", err, text)
-	}
-	return list
+	return r.e.PS(r, "--control-socket", engine.ControlSocket)
 }
 
 // endpoint is what usernet says of a container on a network, by the endpoint's ID.
-func (r *rig) endpoint(container, network string) psEndpoint {
+func (r *rig) endpoint(container, network string) engine.PSEndpoint {
 	r.Helper()
 	id := r.inspect(container, "(index .NetworkSettings.Networks \""+network+"\").EndpointID")
 	for _, n := range r.ps() {
@@ -228,24 +138,7 @@ func (r *rig) publishes(container, network string, want ...string) {
 	if r.mode.name == own.name {
 		return
 	}
-	got := map[string]int{}
-	for _, p := range r.endpoint(container, network).Ports {
-		s := fmt.Sprintf("%d->%d/%s", p.HostPort, p.ContainerPort, p.Proto)
-		if p.HostIP.IsValid() {
-			s = p.HostIP.String() + " " + s
-		}
-		if p.Error != "" {
-			s += " " + p.Error
-		}
-		got[s]++
-	}
-	wanted := map[string]int{}
-	for _, w := range want {
-		wanted[w]++
-	}
-	if fmt.Sprint(got) != fmt.Sprint(wanted) {
-		r.Errorf("usernet ps: %s publishes %v, want %v", container, got, wanted)
-	}
+	r.endpoint(container, network).Publishes(r, container, want...)
 }
 
 // wait asks until it is told that all is well; after the time it fails with the last error.
@@ -254,13 +147,8 @@ func (r *rig) wait(limit time.Duration, what string, check func() error) {
 	engine.Wait(r, limit, what, check)
 }
 
-func (r *rig) snapshot() engine.Snapshot {
-	s, err := r.e.Snapshot(r.background())
-	if err != nil {
-		r.Errorf("snapshot: %v", err)
-	}
-	return s
-}
+// snapshot is how the host looks.
+func (r *rig) snapshot() engine.Snapshot { return r.e.Looks(r) }
 
 // clean removes every container and every network that a test can make. A test that failed may have left a daemon
 // dead.

@@ -10,7 +10,6 @@ package docker_test
 import (
 	"os"
 	"testing"
-	"time"
 
 	"github.com/usernet/usernet/test/engine"
 )
@@ -105,18 +104,8 @@ func suite(t *testing.T, e *engine.Engine) {
 	}
 }
 
-// run runs one case: the state of the host before, the case, and the state after everything was removed.
+// run runs one case.
 func run(t *testing.T, e *engine.Engine, m mode, c testCase) {
-	r := &rig{T: t, e: e, mode: m, logs: e.LogSizes()}
-	before := r.snapshot()
-	defer func() {
-		r.clean()
-		r.wait(10*time.Second, "the host to look as before", func() error {
-			return before.Same(r.snapshot())
-		})
-		if t.Failed() {
-			t.Logf("logs since the test began:\n%s", e.LogsSince(r.logs))
-		}
-	}()
-	c.run(r)
+	r := &rig{T: t, e: e, mode: m}
+	e.Restored(t, r.clean, func() { c.run(r) })
 }

@@ -2,7 +2,6 @@ package oci_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -78,25 +77,14 @@ func (r *podmanRig) run(name string, args ...string) {
 }
 
 // ps is usernet ps --json.
-func (r *podmanRig) ps() []psNetwork {
+func (r *podmanRig) ps() []engine.PSNetwork {
 	r.Helper()
-	text, err := r.p.Usernet(context.WithoutCancel(r.Context()), "ps", "--json")
-	if err != nil {
-		r.Fatal(err)
-	}
-	var list []psNetwork
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		r.Fatalf("usernet ps --json: %v: %s", err, text)
-	}
-	return list
+	return r.p.PS(r)
 }
 
 func (r *podmanRig) works(want, name string, args ...string) {
 	r.Helper()
-	out, err := r.p.Podman(r.Context(), append([]string{"exec", name}, args...)...)
-	if err != nil || !strings.Contains(out, want) {
-		r.Errorf("%s in %s: printed %q, %v; want %q", strings.Join(args, " "), name, out, err, want)
-	}
+	r.p.CLI().Works(r, want, name, args...)
 }
 
 func (r *podmanRig) page(from *netns.NS, addr string, want ...string) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +32,6 @@ type rig struct {
 	h       *engine.Host
 	runtime string // runc or crun
 	mode    string
-	logs    map[string]int64
 
 	made []string // containers
 }
@@ -229,41 +227,13 @@ func stopped(state map[string]any) map[string]any {
 	return s
 }
 
-// The parts of usernet ps --json that tests look at.
-type psNetwork struct {
-	ID, Name, Mode string
-	MTU            int
-	Subnets        []struct{ Subnet, Gateway string }
-	Endpoints      []psEndpoint
-}
-
-type psEndpoint struct {
-	ID, Container string
-	ContainerID   string `json:"container_id"`
-	IPv4, IPv6    netip.Prefix
-	MAC           string
-	Ports         []struct {
-		Proto         string
-		HostPort      int `json:"host_port"`
-		ContainerPort int `json:"container_port"`
-	}
-}
-
-func (r *rig) ps() []psNetwork {
+func (r *rig) ps() []engine.PSNetwork {
 	r.Helper()
-	text, err := r.h.Usernet(r.background(), "ps", "--json")
-	if err != nil {
-		r.Fatal(err)
-	}
-	var list []psNetwork
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		r.Fatalf("usernet ps --json: %v: %s", err, text)
-	}
-	return list
+	return r.h.PS(r)
 }
 
 // endpoint finds a container's endpoint.
-func (r *rig) endpoint(name string) (psNetwork, psEndpoint) {
+func (r *rig) endpoint(name string) (engine.PSNetwork, engine.PSEndpoint) {
 	r.Helper()
 	for _, n := range r.ps() {
 		for _, e := range n.Endpoints {
@@ -297,33 +267,18 @@ func (r *rig) publishes(name string, want ...string) {
 	}
 }
 
-// serving is how long the program in a container that runs may take until it listens.
-const serving = 5 * time.Second
+// look waits for a program in a container that runs: it may take as long until it listens.
+var look = engine.Look{Patience: 5 * time.Second}
 
 // page fetches a page; it must contain all of want.
 func (r *rig) page(from *netns.NS, addr string, want ...string) {
 	r.Helper()
-	r.wait(serving, "the page", func() error {
-		text, err := engine.Get(r.Context(), from, addr)
-		if err != nil {
-			return fmt.Errorf("fetch %s: %w", addr, err)
-		}
-		for _, w := range want {
-			if !strings.Contains(text, w) {
-				return fmt.Errorf("fetch %s: got %q, want %q", addr, text, w)
-			}
-		}
-		return nil
-	})
+	look.Page(r, from, addr, want...)
 }
 
 func (r *rig) noPage(from *netns.NS, addr string) {
 	r.Helper()
-	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
-	defer cancel()
-	if text, err := engine.Get(ctx, from, addr); err == nil {
-		r.Errorf("fetch %s: worked: %q", addr, text)
-	}
+	engine.Look{Attempt: time.Second}.NoPage(r, from, addr)
 }
 
 // wait asks until it is told that all is well; after the time it fails with the last error.
@@ -332,14 +287,8 @@ func (r *rig) wait(limit time.Duration, what string, check func() error) {
 	engine.Wait(r, limit, what, check)
 }
 
-func (r *rig) snapshot() engine.Snapshot {
-	r.Helper()
-	s, err := r.h.Snapshot(r.background())
-	if err != nil {
-		r.Fatalf("snapshot: %v", err)
-	}
-	return s
-}
+// snapshot is how the host looks.
+func (r *rig) snapshot() engine.Snapshot { return r.h.Looks(r) }
 
 // background is for what must be done after the test's own context ended.
 func (r *rig) background() context.Context { return context.WithoutCancel(r.Context()) }

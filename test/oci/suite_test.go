@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"testing"
-	"time"
 
 	"github.com/usernet/usernet/test/engine"
 )
@@ -80,16 +79,8 @@ func suite(t *testing.T, h *engine.Host, runtime string) {
 	}
 }
 
-// run runs one case: the state of the host before, the case, and the state after everything was removed.
+// run runs one case.
 func run(t *testing.T, h *engine.Host, runtime, mode string, c testCase) {
-	r := &rig{T: t, h: h, runtime: runtime, mode: mode, logs: h.LogSizes()}
-	before := r.snapshot()
-	defer func() {
-		r.end(r.made...)
-		r.wait(10*time.Second, "the host to look as before", func() error { return before.Same(r.snapshot()) })
-		if t.Failed() {
-			t.Logf("logs since the test began:\n%s", h.LogsSince(r.logs))
-		}
-	}()
-	c.run(r)
+	r := &rig{T: t, h: h, runtime: runtime, mode: mode}
+	h.Restored(t, func() { r.end(r.made...) }, func() { c.run(r) })
 }

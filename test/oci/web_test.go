@@ -216,7 +216,7 @@ func again(r *rig) {
 			r.Error(err)
 		}
 		question, answer := fmt.Sprintf("question %d", i), make([]byte, len("question 0"))
-		conn.SetDeadline(time.Now().Add(serving))
+		conn.SetDeadline(time.Now().Add(look.Patience))
 		_, err := io.WriteString(conn, question)
 		if err == nil {
 			_, err = io.ReadFull(conn, answer)

@@ -113,9 +113,8 @@ func warmUp(t *testing.T, e *engine.Podman) {
 	if _, err := e.Podman(t.Context(), "run", "--rm", "-p", "8080:80", engine.Image, "true"); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{T: t, e: e}
-	r.wait(10*time.Second, "Podman to clean up", func() error {
-		for _, name := range r.snapshot()["processes"] {
+	engine.Wait(t, 10*time.Second, "Podman to clean up", func() error {
+		for _, name := range e.Looks(t)["processes"] {
 			if name == "conmon" || name == "podman" {
 				return errors.New(name)
 			}
@@ -124,18 +123,8 @@ func warmUp(t *testing.T, e *engine.Podman) {
 	})
 }
 
-// run runs one case: the state of the host before, the case, and the state after everything was removed.
+// run runs one case.
 func run(t *testing.T, e *engine.Podman, m mode, c testCase) {
-	r := &rig{T: t, e: e, mode: m, logs: e.LogSizes()}
-	before := r.snapshot()
-	defer func() {
-		r.clean()
-		r.wait(10*time.Second, "the host to look as before", func() error {
-			return before.Same(r.snapshot())
-		})
-		if t.Failed() {
-			t.Logf("logs since the test began:\n%s", e.LogsSince(r.logs))
-		}
-	}()
-	c.run(r)
+	r := &rig{T: t, e: e, mode: m}
+	e.Restored(t, r.clean, func() { c.run(r) })
 }
