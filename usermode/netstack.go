@@ -143,12 +143,21 @@ func newCarrier(raw syscall.RawConn, cfg netstackConfig) (*carrier, error) {
 	if cfg.Fast != nil {
 		link.early = append(link.early, func(f *frame) bool { return cfg.Fast.take(f, link.inject) })
 	}
+	link.early = append(link.early, c.opens)
 	st.SetTransportProtocolHandler(tcp.ProtocolNumber, c.relays.HandlePacket)
 	st.SetTransportProtocolHandler(udp.ProtocolNumber, c.flows.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber4, c.echoes.handle)
 	st.SetTransportProtocolHandler(icmp.ProtocolNumber6, c.echoes.handle)
 	c.handshakes.Go(func() { link.handshakes.Send(link.closed, link.send) })
 	return c, nil
+}
+
+// opens shows SYNs to the relays, and takes no frame.
+func (c *carrier) opens(f *frame) bool {
+	if s, ok := parseSYN(f); ok {
+		c.relays.Opens(s.client, s.destination)
+	}
+	return false
 }
 
 func newRelays(st *stack.Stack, cfg netstackConfig) *tcprelay.Relays {

@@ -32,9 +32,8 @@ func setOptions(st *stack.Stack) error {
 		recovery = tcpip.TCPRecovery(0)
 		// The window grows with what the host's socket really takes.
 		moderate = tcpip.TCPModerateReceiveBufferOption(true)
-		// There is no network between a client and us in which an old segment could survive: a second is plenty,
-		// and a closed 4-tuple must not swallow the SYN of the next connection for a minute. (TCPTimeWaitReuseOption
-		// would not help: it is about ports that netstack dials from.)
+		// There is no network between a client and us in which an old segment could survive: a second is plenty for an
+		// acknowledgement that was lost. See Opens. (TCPTimeWaitReuseOption is about ports that netstack dials from.)
 		timeWait = tcpip.TCPTimeWaitTimeoutOption(time.Second)
 		// We have closed and the client never does: give up when Linux does (tcp_fin_timeout).
 		linger = tcpip.TCPLingerTimeoutOption(60 * time.Second)

@@ -96,6 +96,7 @@ type Relays struct {
 	joined sync.WaitGroup // handlers, from the SYN on, and the crew
 	crew   crew
 	relays sync.WaitGroup // those of them that relay, and Join
+	used   sync.Map       // the endpoints of relays
 
 	mu     sync.Mutex
 	closed bool // joined and relays must not grow any more
@@ -103,7 +104,7 @@ type Relays struct {
 	level  atomic.Int32 // how many times the buffers are halved; changed under mu
 }
 
-// New makes the relays of a stack for which SetOptions was called, and whose handler of TCP is to be HandlePacket.
+// New makes the relays of a stack of NewStack's, whose handler of TCP is to be HandlePacket. Opens is to see SYNs before the stack does.
 func New(st *stack.Stack, cfg Config) *Relays {
 	cfg.Limits = cfg.Limits.orUsual()
 	cfg.SendBuffer = cmp.Or(cfg.SendBuffer, Buffer)
@@ -219,6 +220,8 @@ func (t *Relays) join(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queu
 		return
 	}
 	defer t.relays.Done()
+	t.used.Store(ep, nil)
+	defer t.used.Delete(ep)
 	t.tune(ep)
 	t.account(1)
 	defer t.account(-1)
@@ -260,11 +263,7 @@ func (t *Relays) connect(r *tcp.ForwarderRequest) (tcpip.Endpoint, *waiter.Queue
 
 // abortHandshake ends the handshake of id, if it is still going on. CreateEndpoint waits for it and has no timeout.
 func (t *Relays) abortHandshake(id stack.TransportEndpointID) {
-	proto := header.IPv6ProtocolNumber
-	if id.LocalAddress.Len() == header.IPv4AddressSize {
-		proto = header.IPv4ProtocolNumber
-	}
-	if ep := t.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, t.cfg.NIC); ep != nil {
+	if ep := t.find(id); ep != nil {
 		ep.Abort()
 	}
 }

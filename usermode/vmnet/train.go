@@ -3,6 +3,7 @@ package vmnet
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -20,6 +21,9 @@ func (g *guest) takeTCP(frames []l2.Frame) int {
 	if !ok || !p.intact(frames[0].Virtio, tcpChecksum) {
 		g.foreign.Add(1)
 		return 1
+	}
+	if h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn {
+		g.relays.Opens(netip.AddrPortFrom(p.src, h.SourcePort()), netip.AddrPortFrom(p.dst, h.DestinationPort()))
 	}
 	first := *p
 	size := len(first.ip())

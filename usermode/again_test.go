@@ -1,0 +1,36 @@
+package usermode
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/usernet/usernet/internal/nettest"
+)
+
+// TestPortAgain: netstack's TIME-WAIT, which lasts longer here than anybody waits, is in nobody's way.
+func TestPortAgain(t *testing.T) {
+	nettest.NoLeaks(t)
+	nettest.Host(t, host4, host6)
+	b := &bed{container: nettest.NewNS(t)}
+	b.tun = addTestTUN(t, b.container, usual)
+	s, err := newNetstack(testNetstackConfig(t, usual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.stop = runNetstack(t, s, b.tun)
+	for s.carrier.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	long := tcpip.TCPTimeWaitTimeoutOption(time.Minute)
+	if err := s.carrier.Load().stack.SetTransportProtocolOption(tcp.ProtocolNumber, &long); err != nil {
+		t.Fatal(err)
+	}
+	to := listenTCP(t, host4.Addr(), func(c *net.TCPConn) { c.Write([]byte("x")) })
+	nettest.PortAgain(t, b.container, to)
+	to = listenTCP(t, host6.Addr(), func(c *net.TCPConn) { c.Write([]byte("x")) })
+	nettest.PortAgain(t, b.container, to)
+}
