@@ -114,6 +114,7 @@ func outMeasures() []measure {
 		measure{"rtt", []column{{delayTable, "p50", "µs", false}, {delayTable, "p99", "µs", false}}, carriesOut, trips(outward)},
 		measure{"connect-1", []column{{delayTable, "connections", "/s", false}}, carriesOut, connects(outward, 1)},
 		measure{"connect-8", []column{{delayTable, "connections, 8 at a time", "/s", false}}, carriesOut, connects(outward, 8)},
+		measure{"connect-32", []column{{delayTable, "connections, 32 at a time", "/s", false}}, carriesOut, connects(outward, 32)},
 	)
 }
 
