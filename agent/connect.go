@@ -42,7 +42,7 @@ func (a *Agent) connect(ctx context.Context, takes l2.Offload) (*l2.Link, l2.Opt
 			return nil, l2.Options{}, fmt.Errorf("%s: %w", a.cfg.Gateway, err)
 		}
 	}
-	return l2.Stream(l2.Quiet(conn), opts), opts, nil
+	return l2.Stream(conn, opts), opts, nil
 }
 
 // negotiate gives up when ctx ends.

@@ -274,7 +274,7 @@ func (g *Gateway) DialGuest(ctx context.Context, to netip.AddrPort) (net.Conn, e
 // Attach implements gvproxy.Streams.
 func (g *Gateway) Attach(ctx context.Context, conn net.Conn, early []byte) error {
 	opts := l2.Options{Framing: l2.HyperKit, MTU: g.cfg.Network.MTU, Early: early}
-	return g.machines.carry(ctx, l2.Stream(l2.Quiet(conn), opts), "connect")
+	return g.machines.carry(ctx, l2.Stream(conn, opts), "connect")
 }
 
 // connect is the handler of /connect and of what usernet's agents ask for behind it.
@@ -285,7 +285,7 @@ func (g *Gateway) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	opts.MTU = g.cfg.Network.MTU
-	if err := g.machines.carry(r.Context(), l2.Stream(l2.Quiet(conn), opts), "connect"); err != nil {
+	if err := g.machines.carry(r.Context(), l2.Stream(conn, opts), "connect"); err != nil {
 		g.log.Warn("connect", "guest", guestName(r), "err", err)
 	}
 }

@@ -159,7 +159,7 @@ func (g *Gateway) options(f l2.Framing) l2.Options {
 }
 
 func (g *Gateway) qemu(_ context.Context, conn net.Conn) (*l2.Link, error) {
-	return l2.Stream(l2.Quiet(conn), g.options(l2.QEMU)), nil
+	return l2.Stream(conn, g.options(l2.QEMU)), nil
 }
 
 func (g *Gateway) bess(_ context.Context, conn net.Conn) (*l2.Link, error) {
@@ -181,7 +181,7 @@ func (g *Gateway) vpnkit(ctx context.Context, conn net.Conn) (*l2.Link, error) {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	return l2.Stream(l2.Quiet(conn), g.options(l2.HyperKit)), nil
+	return l2.Stream(conn, g.options(l2.HyperKit)), nil
 }
 
 // vpnkitMAC is the address for a machine: the one that it was given, or always the same one of the locally administered ones.

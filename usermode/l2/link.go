@@ -60,8 +60,7 @@ type sender interface {
 	try(b []byte) (int, error)
 }
 
-// Stream makes a link of a connected stream: of package vsock, a unix or TCP socket, best of what Quiet makes of it. Handshakes and
-// requests are behind it.
+// Stream makes a link of a connected stream: of package vsock, a unix or TCP socket. Handshakes and requests are behind it.
 func Stream(c net.Conn, opts Options) *Link {
 	return newLink(c, opts, newStreamReader(c, opts), newStreamWriter(c))
 }

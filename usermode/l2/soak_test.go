@@ -151,7 +151,7 @@ func (b *bed) vandal(rnd *rand.Rand) {
 		return
 	}
 	ended := make(chan struct{})
-	p := b.sw.NewPort(Stream(Quiet(host), Options{Framing: fr, Takes: AllOffload}), PortConfig{})
+	p := b.sw.NewPort(Stream(host, Options{Framing: fr, Takes: AllOffload}), PortConfig{})
 	go func() {
 		p.Run(b.ctx)
 		close(ended)

@@ -14,9 +14,9 @@ import (
 // directly returns what reads r's descriptor, if r is no more than that and does not block, and else r.
 func directly(r io.Reader) io.Reader {
 	switch c := r.(type) {
-	case *net.TCPConn, *net.UnixConn, *nonblock.Conn, *os.File:
+	case *net.TCPConn, *net.UnixConn, *os.File:
 	case net.Conn:
-		if !overVsock(c) {
+		if a := c.LocalAddr(); a == nil || a.Network() != "vsock" {
 			return r
 		}
 	default:
@@ -32,24 +32,6 @@ func directly(r io.Reader) io.Reader {
 		return d.err != unix.EAGAIN
 	}
 	return d
-}
-
-func overVsock(c net.Conn) bool {
-	a := c.LocalAddr()
-	return a != nil && a.Network() == "vsock"
-}
-
-// Quiet returns a connection in c's place, which it closes, on the same socket, if its kernel would wake us whenever the other end reads
-// what we have sent: see nonblock.Conn. Any other connection is returned as it is.
-func Quiet(c net.Conn) net.Conn {
-	if _, local := c.(*net.UnixConn); !local && !overVsock(c) || nonblocking(c) == nil {
-		return c
-	}
-	q, err := nonblock.Take(c)
-	if err != nil {
-		return c // there are no more descriptors: it goes without
-	}
-	return q
 }
 
 // directReader reads from a descriptor.

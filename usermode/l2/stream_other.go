@@ -2,13 +2,7 @@
 
 package l2
 
-import (
-	"io"
-	"net"
-)
-
-// Quiet returns c.
-func Quiet(c net.Conn) net.Conn { return c }
+import "io"
 
 func directly(r io.Reader) io.Reader { return r }
 

@@ -113,7 +113,7 @@ type guest struct {
 func (b *bed) stream(i int, opts Options, cfg PortConfig) *guest {
 	b.t.Helper()
 	host, mine := socketpair(b.t, unix.SOCK_STREAM)
-	p, ended := b.run(Stream(Quiet(host), opts), cfg)
+	p, ended := b.run(Stream(host, opts), cfg)
 	return &guest{Link: Stream(mine, opts), t: b.t, conn: mine, port: p, ended: ended, mac: guestMAC(i)}
 }
 
