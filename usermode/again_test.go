@@ -13,20 +13,12 @@ import (
 
 // TestPortAgain: netstack's TIME-WAIT, which lasts longer here than anybody waits, is in nobody's way.
 func TestPortAgain(t *testing.T) {
-	nettest.NoLeaks(t)
-	nettest.Host(t, host4, host6)
-	b := &bed{container: nettest.NewNS(t)}
-	b.tun = addTestTUN(t, b.container, usual)
-	s, err := newNetstack(testNetstackConfig(t, usual))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.stop = runNetstack(t, s, b.tun)
-	for s.carrier.Load() == nil {
+	b := newBed(t, usual)
+	for b.netstack.carrier.Load() == nil { // it has only just begun to run
 		time.Sleep(time.Millisecond)
 	}
 	long := tcpip.TCPTimeWaitTimeoutOption(time.Minute)
-	if err := s.carrier.Load().stack.SetTransportProtocolOption(tcp.ProtocolNumber, &long); err != nil {
+	if err := b.netstack.carrier.Load().stack.SetTransportProtocolOption(tcp.ProtocolNumber, &long); err != nil {
 		t.Fatal(err)
 	}
 	to := listenTCP(t, host4.Addr(), func(c *net.TCPConn) { c.Write([]byte("x")) })

@@ -31,6 +31,7 @@ var (
 type bed struct {
 	container *netns.NS
 	tun       *os.File
+	netstack  *netstack
 	stop      func() // ends run and checks what it returned
 }
 
@@ -69,11 +70,11 @@ func newBed(t testing.TB, v variant) *bed {
 	nettest.Host(t, host4, host6)
 	b := &bed{container: nettest.NewNS(t)}
 	b.tun = addTestTUN(t, b.container, v)
-	s, err := newNetstack(testNetstackConfig(t, v))
-	if err != nil {
+	var err error
+	if b.netstack, err = newNetstack(testNetstackConfig(t, v)); err != nil {
 		t.Fatal(err)
 	}
-	b.stop = runNetstack(t, s, b.tun)
+	b.stop = runNetstack(t, b.netstack, b.tun)
 	return b
 }
 
