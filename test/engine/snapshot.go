@@ -25,11 +25,17 @@ type Snapshot map[string][]string
 // Snapshot looks at the links, addresses, routes, rules, firewall, namespace pins, listening sockets and processes of the
 // pretend host, at what usernet says and at the namespaces and TUNs that it holds open.
 func (h *Host) Snapshot(ctx context.Context) (Snapshot, error) {
-	s := Snapshot{}
+	// First: usernet's sockets are there before all that it holds open, and it answers when that is, too.
+	state, err := h.usernetState(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look at usernet: %w", err)
+	}
+	slices.Sort(state)
+	s := Snapshot{"usernet": state}
 	for section, look := range map[string]func(context.Context) ([]string, error){
 		"links": h.links, "routes": h.routes, "iptables": h.firewall("iptables-save"), "ip6tables": h.firewall("ip6tables-save"),
 		"nft": h.nft, "namespaces": h.namespaces, "sockets": h.sockets, "processes": h.processes,
-		"usernet": h.usernetState, "descriptors": h.descriptors,
+		"descriptors": h.descriptors,
 	} {
 		lines, err := look(ctx)
 		if err != nil {
