@@ -34,7 +34,6 @@ func (a *Agent) connect(ctx context.Context, takes l2.Offload) (*l2.Link, l2.Opt
 	if err != nil {
 		return nil, l2.Options{}, err
 	}
-	widen(conn)
 	var opts l2.Options
 	if a.cfg.Path != "" {
 		if opts, err = negotiate(ctx, conn, a.cfg.Path, takes); err != nil {
@@ -55,27 +54,6 @@ func negotiate(ctx context.Context, conn net.Conn, path string, takes l2.Offload
 	return opts, err
 }
 
-// window is how many bytes may be under way: some of the longest frames, so that neither end waits for the other one's turn.
-const window = 1 << 19
-
-// widen makes room for a window of bytes in a unix socket, as far as it may: the sender's is the only buffer there. AF_VSOCK is package
-// vsock's.
-func widen(conn net.Conn) {
-	c, ok := conn.(syscall.Conn)
-	if !ok || conn.LocalAddr().Network() != "unix" {
-		return
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Control(func(fd uintptr) {
-		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, window) != nil {
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, window)
-		}
-	})
-}
-
 // start runs a program whose stdin and stdout, one socket, are the connection. It is killed when the connection is closed, and
 // what it says on stderr is said on ours.
 func start(command []string) (net.Conn, error) {
@@ -90,7 +68,6 @@ func start(command []string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	widen(conn)
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
 	// Signals of the terminal are for the agent, which ends the program itself.

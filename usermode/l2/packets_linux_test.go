@@ -213,3 +213,25 @@ func TestFullPeer(t *testing.T) {
 		t.Errorf("%d lost", s.Full)
 	}
 }
+
+// TestRoom: a unix socket that carries a link has more room than the kernel gives by default.
+func TestRoom(t *testing.T) {
+	host, _ := socketpair(t, unix.SOCK_STREAM)
+	room := func() (n int) {
+		raw, err := host.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var failed error
+		err = raw.Control(func(fd uintptr) { n, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
+		if err = errors.Join(err, failed); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := room()
+	Stream(host, Options{})
+	if after := room(); after <= before {
+		t.Errorf("room for %d bytes, as much as before: %d", after, before)
+	}
+}

@@ -11,6 +11,24 @@ import (
 	"github.com/usernet/usernet/internal/nonblock"
 )
 
+// widen makes room for a window of bytes in a unix socket: beyond net.core.wmem_max for who may, CAP_NET_ADMIN; see socket(7).
+// AF_VSOCK is package vsock's.
+func widen(c net.Conn) {
+	u, ok := c.(syscall.Conn)
+	if !ok || c.LocalAddr().Network() != "unix" {
+		return
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, window) != nil {
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, window)
+		}
+	})
+}
+
 // directly returns what reads r's descriptor, if r is no more than that and does not block, and else r.
 func directly(r io.Reader) io.Reader {
 	switch c := r.(type) {

@@ -2,7 +2,17 @@
 
 package l2
 
-import "io"
+import (
+	"io"
+	"net"
+)
+
+// widen makes room for a window of bytes in a unix socket.
+func widen(c net.Conn) {
+	if u, ok := c.(*net.UnixConn); ok {
+		u.SetWriteBuffer(window)
+	}
+}
 
 func directly(r io.Reader) io.Reader { return r }
 

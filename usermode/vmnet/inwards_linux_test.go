@@ -307,23 +307,11 @@ func TestRunEnds(t *testing.T) {
 // TestStuckMachine: one that reads nothing holds up nobody, and costs a bounded amount.
 func TestStuckMachine(t *testing.T) {
 	b := newBed(t, testConfig(t))
+	b.room = 64 << 10
 	good, stuck := b.machine(2, l2.Usernet), b.machine(3, l2.HyperKit)
-	source := (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), func(c net.Conn) {
-		for buf := make([]byte, 256<<10); ; {
-			if _, err := c.Write(buf); err != nil {
-				return
-			}
-		}
-	})
 	to := (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), echo)
-	for range 8 { // from whose helper nobody reads any more, once these are under way
-		c := stuck.mustDial("tcp", source)
-		io.ReadFull(c, make([]byte, 1<<20))
-		go io.Copy(io.Discard, c)
-	}
-	stuck.pause()
+	stuck.hang(b, (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), pour))
 	defer stuck.resume()
-	eventually(t, "its outbox fills", func() bool { return len(*b.link.outboxes.Load()) == 1 })
 	echoed(t, good.mustDial("tcp", to), 32<<20)
 	start := time.Now()
 	for range 50 { // each of which has a deadline

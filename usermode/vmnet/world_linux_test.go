@@ -65,6 +65,7 @@ type bed struct {
 	stop func()
 	wg   sync.WaitGroup
 	ctx  context.Context // of the ports
+	room int             // bytes of a new port's stream that the machine need not have read; 0: what l2 makes it
 }
 
 func newBed(t testing.TB, cfg Config) *bed {
@@ -121,7 +122,11 @@ func (b *bed) port(framing l2.Framing, mtu int) (machine *net.UnixConn, p *l2.Po
 	if framing == l2.Usernet {
 		opts.Takes = l2.AllOffload
 	}
-	p = b.sw.NewPort(l2.Stream(host, opts), l2.PortConfig{})
+	link := l2.Stream(host, opts)
+	if b.room > 0 {
+		host.SetWriteBuffer(b.room)
+	}
+	p = b.sw.NewPort(link, l2.PortConfig{})
 	ctx, cancel := context.WithCancel(b.ctx)
 	done := make(chan struct{})
 	b.wg.Go(func() {
@@ -172,6 +177,20 @@ type machine struct {
 func (m *machine) pause() { m.helper.Signal(syscall.SIGSTOP) }
 
 func (m *machine) resume() { m.helper.Signal(syscall.SIGCONT) }
+
+// hang pauses the machine in the middle of receiving from source, and returns when frames wait that its stream has no room for.
+func (m *machine) hang(b *bed, source netip.AddrPort) {
+	m.t.Helper()
+	for range 8 {
+		c := m.mustDial("tcp", source)
+		if _, err := io.ReadFull(c, make([]byte, 1<<20)); err != nil {
+			m.t.Fatal(err)
+		}
+		go io.Copy(io.Discard, c)
+	}
+	m.pause()
+	eventually(m.t, "frames wait for it", func() bool { return len(*b.link.outboxes.Load()) == 1 })
+}
 
 // machine makes machine i, with the address 192.168.127.i and one by router advertisement.
 func (b *bed) machine(i int, framing l2.Framing) *machine {
