@@ -304,7 +304,7 @@ func (b *rig) idleConnections(s *subject) (_ []float64, err error) {
 		return nil, errors.New("no connection was made")
 	}
 	if reached < b.idle {
-		err = fmt.Errorf("only %d of %d connections were made in %v", reached, b.idle, r.Elapsed.Round(time.Second))
+		err = fmt.Errorf("only %d of %d connections were made in %v: %s", reached, b.idle, r.Elapsed.Round(time.Millisecond), r.Failure)
 	}
 	return []float64{float64(after-before) / 1024 / float64(reached), float64(reached)}, err
 }

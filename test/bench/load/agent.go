@@ -156,10 +156,10 @@ func (a *Agent) Received(j Job, r *Result) error {
 }
 
 // Hold opens j.Streams connections, sends one byte there and back on each, and keeps them open. Result.Done says how many
-// it was within j.Length; what went wrong with the next one is no error.
+// it was within j.Length; what went wrong with the next ones, Result.Failure, is no error.
 func (a *Agent) Hold(j Job, r *Result) error {
 	start := time.Now()
-	r.Done = a.held.open(j)
+	*r = a.held.open(j)
 	r.Elapsed = time.Since(start)
 	return nil
 }

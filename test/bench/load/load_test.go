@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +121,11 @@ func TestHold(t *testing.T) {
 	}
 	if got := established(t, addr); got != 0 {
 		t.Errorf("%d sockets are connected after the release", got)
+	}
+	nobody := netip.AddrPortFrom(addr.Addr(), 1)
+	r, err = client.Hold(t.Context(), Job{Addr: nobody, Streams: 100, Length: 20 * time.Second})
+	if err != nil || r.Done != 0 || r.Failed == 0 || !strings.Contains(r.Failure, "refused") {
+		t.Errorf("where nobody listens: %+v, %v", r, err)
 	}
 }
 

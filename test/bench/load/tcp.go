@@ -193,8 +193,8 @@ type holding struct {
 	conns []*net.TCPConn
 }
 
-// open opens j.Streams connections within j.Length and returns how many it were.
-func (h *holding) open(j Job) int {
+// open opens j.Streams connections within j.Length and tells how many stand then.
+func (h *holding) open(j Job) (r Result) {
 	end := time.Now().Add(j.Length)
 	left := make(chan struct{}, j.Streams)
 	for range j.Streams {
@@ -206,19 +206,24 @@ func (h *holding) open(j Job) int {
 		wg.Go(func() {
 			for range left {
 				c, err := idle(j.Addr, end)
+				h.mu.Lock()
+				if err == nil {
+					h.conns = append(h.conns, c)
+				} else if r.Failed++; r.Failed == 1 {
+					r.Failure = err.Error()
+				}
+				h.mu.Unlock()
 				if err != nil {
 					return
 				}
-				h.mu.Lock()
-				h.conns = append(h.conns, c)
-				h.mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.conns)
+	r.Done = len(h.conns)
+	return r
 }
 
 // idle opens a connection that was used once.
