@@ -61,11 +61,11 @@ type sender interface {
 }
 
 // window is how many bytes a unix socket is given room for: some of the longest frames, so that neither end waits for the other
-// one's turn. The sender's buffer is the only one there.
+// one's turn. On Linux the sender's buffer is the only one there.
 const window = 1 << 19
 
 // Stream makes a link of a connected stream: of package vsock, a unix or TCP socket. Handshakes and requests are behind it.
-// A unix socket's buffer becomes larger, as far as the kernel lets it.
+// A unix socket's buffer becomes larger if it is small, as far as the kernel lets it.
 func Stream(c net.Conn, opts Options) *Link {
 	widen(c)
 	return newLink(c, opts, newStreamReader(c, opts), newStreamWriter(c))

@@ -23,6 +23,9 @@ func widen(c net.Conn) {
 		return
 	}
 	raw.Control(func(fd uintptr) {
+		if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && n >= 2*window {
+			return // the kernel counts its own part as well, and doubles what it is asked for
+		}
 		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, window) != nil {
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, window)
 		}

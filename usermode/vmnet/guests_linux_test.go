@@ -169,7 +169,6 @@ func TestFairness(t *testing.T) {
 	stuck := b.machine(99, l2.Usernet)
 	b.room = 0
 	stuck.hang(b, (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), pour))
-	defer stuck.resume()
 
 	var all []*machine
 	for i := range machines {

@@ -307,11 +307,11 @@ func TestRunEnds(t *testing.T) {
 // TestStuckMachine: one that reads nothing holds up nobody, and costs a bounded amount.
 func TestStuckMachine(t *testing.T) {
 	b := newBed(t, testConfig(t))
+	good := b.machine(2, l2.Usernet)
 	b.room = 64 << 10
-	good, stuck := b.machine(2, l2.Usernet), b.machine(3, l2.HyperKit)
+	stuck := b.machine(3, l2.HyperKit)
 	to := (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), echo)
 	stuck.hang(b, (*machine)(nil).listen(t, netip.AddrPortFrom(host4.Addr(), 0), pour))
-	defer stuck.resume()
 	echoed(t, good.mustDial("tcp", to), 32<<20)
 	start := time.Now()
 	for range 50 { // each of which has a deadline

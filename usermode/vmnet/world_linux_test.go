@@ -189,6 +189,7 @@ func (m *machine) hang(b *bed, source netip.AddrPort) {
 		go io.Copy(io.Discard, c)
 	}
 	m.pause()
+	m.t.Cleanup(m.resume) // also if that does not come about
 	eventually(m.t, "frames wait for it", func() bool { return len(*b.link.outboxes.Load()) == 1 })
 }
 
